@@ -1,0 +1,31 @@
+"""Public names, resolved on first use: importing autoprune imports neither torch nor any search package."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from autoprune.backbones import load_backbone
+    from autoprune.errors import UserError
+    from autoprune.generation import Sampling, generate
+    from autoprune.policy import Policy
+
+__version__ = "0.1.0"
+__all__ = ["Policy", "Sampling", "UserError", "generate", "load_backbone"]
+
+_HOME = {
+    "Policy": "autoprune.policy",
+    "Sampling": "autoprune.generation",
+    "UserError": "autoprune.errors",
+    "generate": "autoprune.generation",
+    "load_backbone": "autoprune.backbones",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'autoprune' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,40 @@
+"""The one attention function: flash-attn where it is installed and usable, explicit products on CPUs, SDPA elsewhere."""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+@lru_cache(maxsize=1)
+def _flash_function():  # noqa: ANN202 (an optional package has no type here)
+    try:
+        from flash_attn import flash_attn_func
+    except ImportError:
+        return None
+    return flash_attn_func
+
+
+def attention_backend(q: Tensor, mask: Tensor | None) -> str:
+    """Returns which implementation `attend` uses for these inputs: flash, explicit or sdpa."""
+    if q.device.type == "cpu":
+        return "explicit"
+    usable = q.dtype in (torch.float16, torch.bfloat16) and mask is None and q.shape[-1] <= 256
+    return "flash" if usable and _flash_function() is not None else "sdpa"
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float, mask: Tensor | None = None) -> Tensor:
+    """Returns softmax(scale * q k^T + mask) v.
+
+    q [R, H, L, D]; k, v [R, H, K, D]; mask is additive and broadcasts to [R, H, L, K]. Result [R, H, L, D].
+    """
+    backend = attention_backend(q, mask)
+    if backend == "flash":
+        return _flash_function()(*(x.transpose(1, 2) for x in (q, k, v)), softmax_scale=scale).transpose(1, 2)
+    if backend == "sdpa":
+        return functional.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask.to(q.dtype), scale=scale)
+    scores = (q * scale if scale != 1.0 else q) @ k.transpose(-1, -2)
+    if mask is not None:
+        scores = scores + mask.to(scores.dtype)
+    return scores.softmax(dim=-1) @ v

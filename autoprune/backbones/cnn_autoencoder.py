@@ -1,0 +1,161 @@
+"""Convolutional encoder and decoder of Infinity's image tokenizer (arXiv 2412.04431), FLUX-like and without attention.
+
+Submodule names follow the official state dict; `.conv` and `.norm` are the wrappers its keys show.
+"""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NORM_EPSILON = 1e-6
+FALLBACK_NORM_GROUPS = 24  # official rule for channel counts that the usual number of groups does not divide
+
+
+class Encoder(nn.Module):
+    """Image [B, 3, h, w] -> features [B, bits, h/stride, w/stride], stride = pixel_patch * 2^(levels - 1).
+
+    `widths` are the channels of each level, finest first; the finest level sees patches of `pixel_patch`^2 pixels.
+    """
+
+    def __init__(
+        self, bits: int, widths: Sequence[int], *, blocks: int, norm_groups: int, pixel_patch: int = 1
+    ) -> None:
+        super().__init__()
+        inputs = (widths[0], *widths[:-1])
+        self.pixel_patch = pixel_patch
+        self.conv_in = Conv(3 * pixel_patch**2, widths[0])
+        self.down = nn.ModuleList(
+            Level(
+                [
+                    ResidualBlock(before if block == 0 else width, width, norm_groups=norm_groups)
+                    for block in range(blocks)
+                ],
+                downsample=Downsample(width) if level < len(widths) - 1 else None,
+            )
+            for level, (before, width) in enumerate(zip(inputs, widths, strict=True))
+        )
+        self.mid = Middle(widths[-1], norm_groups)
+        self.norm_out = Norm(widths[-1], norm_groups)
+        self.conv_out = Conv(widths[-1], bits)
+
+    def forward(self, image: Tensor) -> Tensor:
+        hidden = self.conv_in(F.pixel_unshuffle(image, self.pixel_patch))
+        for level in self.down:
+            hidden = level(hidden)
+        return self.conv_out(F.silu(self.norm_out(self.mid(hidden))))
+
+
+class Decoder(nn.Module):
+    """Latent [B, bits, H, W] -> image [B, 3, H * stride, W * stride], not clamped."""
+
+    def __init__(
+        self, bits: int, widths: Sequence[int], *, blocks: int, norm_groups: int, pixel_patch: int = 1
+    ) -> None:
+        super().__init__()
+        inputs = (*widths[1:], widths[-1])
+        self.pixel_patch = pixel_patch
+        self.conv_in = Conv(bits, widths[-1])
+        self.mid = Middle(widths[-1], norm_groups)
+        self.up = nn.ModuleList(
+            Level(
+                [
+                    ResidualBlock(before if block == 0 else width, width, norm_groups=norm_groups)
+                    for block in range(blocks)
+                ],
+                upsample=Upsample(width) if level > 0 else None,
+            )
+            for level, (before, width) in enumerate(zip(inputs, widths, strict=True))
+        )
+        self.norm_out = Norm(widths[0], norm_groups)
+        self.conv_out = Conv(widths[0], 3 * pixel_patch**2)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        hidden = self.mid(self.conv_in(latent))
+        for level in reversed(self.up):
+            hidden = level(hidden)
+        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(hidden))), self.pixel_patch)
+
+
+class Conv(nn.Module):
+    def __init__(self, inputs: int, outputs: int, *, kernel: int = 3) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+class Norm(nn.Module):
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        fitting = groups if channels % groups == 0 else FALLBACK_NORM_GROUPS
+        self.norm = nn.GroupNorm(fitting, channels, eps=NORM_EPSILON)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x)
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, inputs: int, outputs: int, *, norm_groups: int) -> None:
+        super().__init__()
+        self.norm1 = Norm(inputs, norm_groups)
+        self.conv1 = Conv(inputs, outputs)
+        self.norm2 = Norm(outputs, norm_groups)
+        self.conv2 = Conv(outputs, outputs)
+        self.nin_shortcut = Conv(inputs, outputs, kernel=1) if inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.conv1(F.silu(self.norm1(x)))
+        hidden = self.conv2(F.silu(self.norm2(hidden)))
+        return self.nin_shortcut(x) + hidden
+
+
+class Middle(nn.Module):
+    def __init__(self, channels: int, norm_groups: int) -> None:
+        super().__init__()
+        self.block_1 = ResidualBlock(channels, channels, norm_groups=norm_groups)
+        self.block_2 = ResidualBlock(channels, channels, norm_groups=norm_groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block_2(self.block_1(x))
+
+
+class Level(nn.Module):
+    """Residual blocks of one resolution and the change to the next one, where there is one."""
+
+    def __init__(
+        self,
+        blocks: Sequence[nn.Module],
+        *,
+        downsample: nn.Module | None = None,
+        upsample: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.block = nn.ModuleList(blocks)
+        self.downsample = downsample or nn.Identity()
+        self.upsample = upsample or nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.block:
+            x = block(x)
+        return self.upsample(self.downsample(x))
+
+
+class Downsample(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = Conv(channels, channels)
+        self.conv.conv.stride, self.conv.conv.padding = (2, 2), (0, 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = Conv(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))

@@ -1,0 +1,16 @@
+"""Random numbers addressed by (seed, sample, scale), so that batch split and pruning never shift the stream."""
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+
+def uniform(address: tuple[int, int, int], count: int, *, stream: str) -> Tensor:
+    """Returns `count` float32 numbers in [0, 1) that depend on the address (seed, sample, scale) and the stream's name only.
+
+    They are drawn on the CPU, so that every device sees the same ones.
+    """
+    digest = hashlib.blake2b(repr((stream, *address)).encode(), digest_size=7).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+    return torch.rand(count, generator=generator)

@@ -1,0 +1,153 @@
+"""From the command line to plain data: Hydra composes conf/ and search_spaces/, pydantic checks, dataclasses leave.
+
+OmegaConf and Hydra objects do not get past this file.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import hydra
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException, MissingConfigException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+import autoprune
+from autoprune.errors import UserError
+from autoprune.search.settings import BudgetSettings, LatencySettings, QualitySettings, SamplerSettings, StudySettings
+from autoprune.search.space_file import SpaceDefinition
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """One run of the command: what to load, what to search, where to record it."""
+
+    backbone: "BackboneChoice"
+    study: StudySettings
+    tracker: "TrackerChoice"
+    composed: dict[str, object]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BackboneChoice(_Strict):
+    """The arguments of `load_backbone`."""
+
+    name: str
+    weights: str | None = None
+    device: str | None = None
+    dtype: str = "auto"
+
+
+class TrackerChoice(_Strict):
+    """`project` is the Weights & Biases project; unused by `none`."""
+
+    name: Literal["wandb", "none"]
+    project: str | None = None
+
+
+class _Storage(_Strict):
+    name: Literal["journal"]
+
+
+class _Study(_Strict):
+    dir: Path
+    name: str
+    seed: int
+    discard: bool
+
+
+class _Composed(_Strict):
+    backbone: BackboneChoice
+    search_spaces: dict[str, object]
+    quality: QualitySettings
+    latency: LatencySettings
+    sampler: SamplerSettings
+    storage: _Storage
+    tracker: TrackerChoice
+    budget: BudgetSettings
+    study: _Study
+
+
+def run_composed(task: Callable[[RunSettings], None]) -> None:
+    """Composes the configuration from the command line and calls `task` with it, once per job of a multirun.
+
+    Raises UserError for whatever is wrong with the command line or a configuration file.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them and exiting with 1
+    Plugins.instance().register(_SearchSpacesBesideConf)
+
+    def job(config: DictConfig) -> None:
+        task(read_settings(config))
+
+    try:
+        hydra.main(version_base="1.3", config_path=str(yaml_directory("conf")), config_name="config")(job)()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_sentence(error)) from error
+
+
+def read_settings(config: DictConfig) -> RunSettings:
+    """Checks a composed configuration and returns it as plain data."""
+    composed = OmegaConf.to_container(config, resolve=True)
+    try:
+        valid = _Composed.model_validate(composed)
+    except ValidationError as error:
+        raise UserError(_first_problem(error)) from None
+    study = StudySettings(
+        directory=valid.study.dir,
+        name=valid.study.name,
+        space=SpaceDefinition.from_plain(valid.search_spaces),
+        seed=valid.study.seed,
+        sampler=valid.sampler,
+        latency=valid.latency,
+        quality=valid.quality,
+        budget=valid.budget,
+        discard=valid.study.discard,
+    )
+    return RunSettings(backbone=valid.backbone, study=study, tracker=valid.tracker, composed=composed)
+
+
+def yaml_directory(name: str) -> Path:
+    """Returns the folder `conf` or `search_spaces`: inside the package when installed, beside it in a checkout."""
+    package = Path(autoprune.__file__).parent
+    return next(path for path in (package / name, package.parent / name) if path.is_dir()).resolve()
+
+
+class _SearchSpacesBesideConf(SearchPathPlugin):
+    """Makes search_spaces/NAME.yaml the Hydra group `search_spaces`."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        search_path.append("autoprune", f"file://{yaml_directory('search_spaces').parent}")
+
+
+def _sentence(error: Exception) -> str:
+    """Returns Hydra's or OmegaConf's error in one sentence that lists the choices where there are any."""
+    cause = error.__cause__
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, name = (error.missing_cfg_file or "").rpartition("/")
+        return f"unknown {group} {name!r}; choose from {', '.join(sorted(error.options))}."
+    if isinstance(cause, ConfigKeyError) and cause.parent_node is not None:
+        known = sorted(str(key) for key in cause.parent_node if key != "hydra")
+        return f"unknown setting {cause.full_key!r}; choose from {', '.join(known)}."
+    first = str(error).strip().splitlines()[0].rstrip(".")
+    return f"the command line does not compose: {first}; `python -m autoprune --help` shows every setting."
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    cause = problem.get("ctx", {}).get("error")
+    if isinstance(cause, UserError):
+        return str(cause)
+    if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"unknown setting {where!r}; `python -m autoprune --help` shows every setting."
+    rule = problem["msg"].replace("Input should be", "must be")
+    return f"{where} {rule[0].lower() + rule[1:]}, got {problem['input']!r}."

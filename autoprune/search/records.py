@@ -1,0 +1,109 @@
+"""What a study produces: measurements, trials, front members. Plain frozen data that reports, plots and trackers read."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from autoprune.policy import Policy
+
+STATES = ("complete", "discarded", "failed")
+TIERS = ("lossless", "high", "balanced", "fast")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One policy against dense on the same prompts and seeds.
+
+    Latencies are seconds per batch: `latency` the median, `latency_spread` half the interquartile range. `loss` is
+    1 - SSIM against the dense images (0 is dense), `psnr` is in dB. `score_drop` is the paired mean of dense minus
+    pruned scene score (positive is worse) with its 95 % interval. `latency_source` is `measured` for real interleaved
+    runs and `table` for an estimate summed from per-scale times.
+    """
+
+    latency: float
+    latency_spread: float
+    dense_latency: float
+    speed_up: float
+    loss: float
+    ssim: float
+    psnr: float
+    score_dense: float
+    score: float
+    score_drop: float
+    score_drop_interval: tuple[float, float]
+    peak_memory_mb: float
+    prompts: int
+    seed: int
+    batch: int
+    latency_source: str
+
+    def to_plain(self) -> dict[str, object]:
+        """Returns the fields as JSON values."""
+        return asdict(self) | {"score_drop_interval": list(self.score_drop_interval)}
+
+    @staticmethod
+    def from_plain(plain: Mapping[str, object]) -> "Measurement":
+        """Reads what `to_plain` wrote."""
+        return Measurement(**(dict(plain) | {"score_drop_interval": tuple(plain["score_drop_interval"])}))
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One evaluated policy of a study.
+
+    `source` is `preset:NAME` (a published setting; `preset:dense` is the reference), `control:NAME` (shown for
+    comparison, never exported), `sampler`, `repeat` (a known policy asked again, told without a run) or `random` (a
+    fresh point after repeats). `feasible` says whether every constraint holds. A `discarded` trial was stopped early:
+    its measurement covers only the first prompts.
+    """
+
+    number: int
+    source: str
+    policy: Policy
+    measurement: Measurement | None
+    feasible: bool
+    state: str
+    seconds: float
+    note: str = ""
+
+    @property
+    def preset(self) -> str:
+        """Returns the name of the preset or control, empty for searched trials."""
+        kind, _, name = self.source.partition(":")
+        return name if kind in ("preset", "control") else ""
+
+
+@dataclass(frozen=True)
+class FrontMember:
+    """A trial of the front, measured again on held-out prompts and seeds.
+
+    `tier` is one of TIERS, or empty for a member no tier selected; a member that several tiers selected appears once
+    per tier. `policy_path` is the exported file, None without a tier.
+    """
+
+    trial: TrialRecord
+    held_out: Measurement
+    tier: str
+    policy_path: Path | None
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """A finished (or stopped) study.
+
+    `trials` holds every record by number, dense first. `front` holds the validated members, slowest first.
+    `presets` holds the held-out measurement of every preset that was timed together with the front, by name.
+    `directory` is the study folder. `table_error` is the largest relative error of the latency table over the exported
+    policies, None when latencies were measured.
+    """
+
+    backbone: str
+    space: str
+    device: Mapping[str, object]
+    dense: Measurement
+    trials: tuple[TrialRecord, ...]
+    front: tuple[FrontMember, ...]
+    directory: Path
+    presets: Mapping[str, Measurement]
+    table_error: float | None = None
+    interrupted: bool = False

@@ -1,0 +1,75 @@
+"""The study in words: the final table, and schedules as lines a person can read."""
+
+from pathlib import Path
+
+from rich import box
+from rich.table import Table
+
+from autoprune.policy import Policy, ScalePruning
+from autoprune.search.records import Measurement, StudyResult
+
+
+def result_table(result: StudyResult) -> Table:
+    """Returns one row per exported policy, from the held-out prompts; the drop is dense minus pruned, in points of 100."""
+    table = Table(box=box.SIMPLE_HEAD, title=_title(result), title_justify="left", caption_justify="left")
+    table.caption = (
+        f"dense: {_milliseconds(result.dense.latency)} a batch of {result.dense.batch}; numbers from held-out prompts"
+    )
+    for name, side in (("tier", "left"), ("speed-up", "right"), ("loss", "right")):
+        table.add_column(name, justify=side, no_wrap=True)
+    table.add_column("scene-score drop [95 %]", justify="right", no_wrap=True)
+    table.add_column("memory", justify="right", no_wrap=True)
+    table.add_column("file", overflow="fold")
+    for member in filter(lambda member: member.tier, result.front):
+        file = relative(member.policy_path) if member.policy_path else "-"
+        table.add_row(member.tier, *_numbers(member.held_out), file)
+    table.add_section()
+    for name, measured in result.presets.items():
+        table.add_row(f"preset {name}", *_numbers(measured), "-", style="dim")
+    if not result.front:
+        table.caption = "no policy met the quality constraints: raise quality.max_score_drop or budget.trials."
+    return table
+
+
+def schedule_lines(policy: Policy) -> list[str]:
+    """Returns what a policy changes, one line a decision; `dense` alone when it changes nothing."""
+    normal = policy.canonical()
+    lines = [_scale_line(normal, index, pruning) for index, pruning in normal.scales.items()]
+    if normal.guidance.branch != "both":
+        lines.append(f"from scale {normal.guidance.from_scale}: {normal.guidance.branch} branch only")
+    if normal.skip_last:
+        lines.append(f"last {normal.skip_last} scale{'s' * (normal.skip_last > 1)} skipped")
+    return lines or ["dense"]
+
+
+def relative(path: Path) -> str:
+    """Returns a path as the user would type it from here."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def drop_text(measured: Measurement) -> str:
+    """Returns `+1.3 [-0.4, +3.0]`, in points of 100."""
+    low, high = measured.score_drop_interval
+    return f"{100 * measured.score_drop:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+def _title(result: StudyResult) -> str:
+    return f"{result.backbone} / {result.space}: {len(result.trials)} trials on {result.device.get('name', 'this machine')}"
+
+
+def _numbers(measured: Measurement) -> tuple[str, ...]:
+    return (f"{measured.speed_up:.2f}x", f"{measured.loss:.3f}", drop_text(measured), f"{measured.peak_memory_mb:.0f} MB")
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:.0f} ms"
+
+
+def _scale_line(policy: Policy, index: int, pruning: ScalePruning) -> str:
+    _, height, width = policy.scale_schedule[index]
+    layers = "" if pruning.layers is None else f", layers {pruning.layers[0]}-{pruning.layers[1]}"
+    how = f"{pruning.scorer}, {pruning.granularity}{layers}, {pruning.interpolation} from scale {pruning.cache_scale}"
+    return f"scale {index} ({height}x{width}): keep {100 * pruning.keep:.0f} % ({how})"

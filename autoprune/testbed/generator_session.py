@@ -1,0 +1,197 @@
+"""One training of the generator in progress: weights, averages, optimisers, clock; it survives being killed."""
+
+import time
+from copy import deepcopy
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from autoprune.backbones.bsq_tokenizer import BSQTokenizer
+from autoprune.backbones.caption_encoder import CaptionEncoder, CaptionEncoderConfig
+from autoprune.backbones.infinity import Infinity
+from autoprune.backbones.schedules import scale_schedule
+from autoprune.testbed.distributed import Team
+from autoprune.testbed.generator_checkpoint import SPEC, GeneratorRun, save_weights
+from autoprune.testbed.generator_recipe import Optimisers, initialise, pick_scales, scale_losses, total_loss
+from autoprune.testbed.latents import LatentSet, teacher_forcing
+from autoprune.testbed.train_text import pretrain_text
+
+REPORT_SECONDS = 20.0
+SAVE_SECONDS = 150.0
+VALIDATION_BATCH = 16
+
+
+class GeneratorSession:
+    """Every process holds the same weights; only the leader prints and writes."""
+
+    def __init__(self, team: Team, run: GeneratorRun, tokenizer: BSQTokenizer) -> None:
+        self.team, self.run, self.recipe, self.tokenizer = team, run, run.recipe, tokenizer
+        torch.manual_seed(self.recipe.seed)
+        self.schedule = scale_schedule(1.0, SPEC.pixel_budget)
+        self.model = Infinity(SPEC.transformer).to(run.device)
+        self.text = CaptionEncoder(CaptionEncoderConfig(width=SPEC.transformer.text_width)).to(run.device)
+        initialise(self.model)
+        self.averages = nn.ModuleList([deepcopy(self.model), deepcopy(self.text)]).requires_grad_(False)
+        self.optimisers = Optimisers(self.model, self.text, self.recipe)
+        self.steps = self.samples = self.full_samples = 0
+        self.elapsed = self.prepared = self.place_accuracy = 0.0
+        self.history: list[dict[str, object]] = []
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [*self.model.parameters(), *self.text.parameters()]
+
+    @property
+    def progress(self) -> float:
+        """Share of the training time that is over; preparation does not count."""
+        whole = 60 * self.recipe.minutes - self.prepared
+        return (self.elapsed - self.prepared) / whole if whole > 0 else 1.0
+
+    def prepare(self, started: float) -> None:
+        """Restores the state, or teaches the caption encoder first; `started` is when the run began (monotonic)."""
+        state_path = self.run.state_path
+        if self.run.resume and state_path.exists():
+            self._restore()
+        else:
+            self.place_accuracy = pretrain_text(
+                self.team, self.text, steps=self.recipe.text_steps, seed=self.recipe.seed
+            )
+            self.averages[1].load_state_dict(self.text.state_dict())
+            shared = self.team.average(torch.tensor([time.monotonic() - started], dtype=torch.float64))
+            self.elapsed = self.prepared = float(shared)
+        if self.run.compile:
+            _compile(self.model)
+        self.clock = time.monotonic() - self.elapsed
+        self.reported = self.saved = self.elapsed
+
+    def step(self, latents: LatentSet) -> None:
+        """One update of everything."""
+        recipe, team = self.recipe, self.team
+        rng = np.random.default_rng([recipe.seed, self.steps])
+        count = pick_scales(self.progress, rng.random())
+        rows = rng.integers(len(latents), size=recipe.batch_size(count))
+        generator = torch.Generator(self.run.device).manual_seed(int(rng.integers(2**40)) + team.rank)
+        losses, targets = self._losses(latents, rows[team.rank :: team.size], count, generator)
+        total_loss(losses, targets).backward()
+        own = torch.zeros(1 + len(self.schedule))
+        own[0], own[1 : 1 + count] = time.monotonic() - self.clock, losses.detach().cpu()
+        shared = team.average_gradients(self.parameters, own)
+        self.elapsed, self.losses = float(shared[0]), shared[1 : 1 + count]
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.rate = recipe.rate_factor(self.steps, self.progress)
+        self.optimisers.step(self.rate)
+        self._average_weights()
+        self.steps += 1
+        self.samples += len(rows)
+        self.full_samples += len(rows) if count == len(self.schedule) else 0
+
+    def _losses(
+        self, latents: LatentSet, rows: np.ndarray, count: int, generator: torch.Generator
+    ) -> tuple[Tensor, list[Tensor]]:
+        features, words, lengths = latents.batch(rows)
+        device, schedule = self.run.device, self.schedule[:count]
+        teacher = teacher_forcing(
+            self.tokenizer, features.to(device), schedule, max_flip=self.recipe.max_flip, generator=generator
+        )
+        dropped = torch.rand(len(lengths), generator=generator, device=device) < self.recipe.unconditional_share
+        with torch.autocast(device, torch.bfloat16):
+            text = self.text.encode(words.to(device), lengths)
+            logits = self.model.forward_training(text, teacher.inputs, schedule, dropped=dropped)
+        return scale_losses(logits, teacher.targets), teacher.targets
+
+    @torch.no_grad()
+    def _average_weights(self) -> None:
+        rate = 1 - min(self.recipe.average_decay, (1 + self.steps) / (10 + self.steps))
+        torch._foreach_lerp_(list(self.averages.parameters()), self.parameters, rate)
+
+    @torch.no_grad()
+    def validate(self, held_out: LatentSet) -> list[float]:
+        """Nats per bit of each scale with the averaged weights, no flips, captions kept; the team shares the images."""
+        model, text = self.averages
+        sums = torch.zeros(len(self.schedule))
+        rows = np.arange(len(held_out))[self.team.rank :: self.team.size]
+        batches = np.split(rows, range(VALIDATION_BATCH, len(rows), VALIDATION_BATCH))
+        for batch in batches:
+            features, words, lengths = held_out.batch(batch)
+            device = self.run.device
+            generator = torch.Generator(device).manual_seed(0)
+            teacher = teacher_forcing(self.tokenizer, features.to(device), self.schedule, max_flip=0.0, generator=generator)
+            with torch.autocast(device, torch.bfloat16):
+                features_of_text = text.encode(words.to(device), lengths)
+                logits = model.forward_training(features_of_text, teacher.inputs, self.schedule)
+            sums += scale_losses(logits, teacher.targets).cpu() * len(batch) / len(rows)
+        return [round(float(value), 4) for value in self.team.average(sums)]
+
+    def report(self, held_out: LatentSet) -> None:
+        """A line now and then; validation, state and weights now and then. Every process must call it."""
+        if self.elapsed - self.reported > REPORT_SECONDS:
+            self.reported = self.elapsed
+            if self.team.leads:
+                left = max(0, round(60 * self.recipe.minutes - self.elapsed))
+                losses = " ".join(f"{value:.3f}" for value in self.losses.tolist())
+                print(
+                    f"step {self.steps:6d}  samples {self.samples} ({self.full_samples} full)  rate {self.rate:.3f}"
+                    f"  {left // 60}:{left % 60:02d} left  loss {losses}",
+                    flush=True,
+                )
+        if self.elapsed - self.saved > SAVE_SECONDS:
+            self.saved = self.elapsed
+            self._checkpoint(held_out)
+            if self.team.leads:
+                self._save_state()
+                self.save(self.run.partial_path)
+
+    def finish(self, held_out: LatentSet) -> None:
+        """Last validation and the file to ship."""
+        self._checkpoint(held_out)
+        if self.team.leads:
+            self._save_state()
+            self.save(self.run.out)
+
+    def save(self, path) -> None:  # noqa: ANN001
+        """Averaged weights with their record."""
+        model, text = self.averages
+        record = {
+            "recipe": {**vars(self.recipe)},
+            "processes": self.team.size,
+            "device": self.run.device,
+            "seconds": round(self.elapsed),
+            "steps": self.steps,
+            "samples": self.samples,
+            "full_samples": self.full_samples,
+            "place_accuracy": self.place_accuracy,
+            "validation": self.history,
+        }
+        save_weights(path, {"infinity": model, "vae": self.tokenizer, "text": text}, record)
+
+    def _checkpoint(self, held_out: LatentSet) -> None:
+        validation = self.validate(held_out)
+        self.history.append(
+            {"seconds": round(self.elapsed), "full_samples": self.full_samples, "nats_per_bit": validation}
+        )
+        if self.team.leads:
+            print("validation " + " ".join(f"{value:.3f}" for value in validation), flush=True)
+
+    def _save_state(self) -> None:
+        names = ("steps", "samples", "full_samples", "elapsed", "prepared", "place_accuracy", "history")
+        state = {"numbers": {name: getattr(self, name) for name in names}, "optimisers": self.optimisers.state()}
+        state |= {name: getattr(self, name).state_dict() for name in ("model", "text", "averages")}
+        temporary = self.run.state_path.with_suffix(".state_tmp")
+        torch.save(state, temporary)
+        temporary.replace(self.run.state_path)
+
+    def _restore(self) -> None:
+        state = torch.load(self.run.state_path, map_location=self.run.device, weights_only=True)
+        for name in ("model", "text", "averages"):
+            getattr(self, name).load_state_dict(state[name])
+        self.optimisers.load(state["optimisers"])
+        for name, value in state["numbers"].items():
+            setattr(self, name, value)
+
+
+def _compile(model: Infinity) -> None:
+    """Compiles the feed-forward parts, where fusing the activation saves most; a failure leaves them as they are."""
+    torch._dynamo.config.suppress_errors = True
+    for block in model.layers():
+        block.ffn.compile(dynamic=False)

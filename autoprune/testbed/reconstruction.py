@@ -1,0 +1,86 @@
+"""The tokenizer's training loss and its measure: how close decoded latents come to the image."""
+
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from autoprune.backbones.bsq_tokenizer import BSQTokenizer
+from autoprune.backbones.schedules import scale_schedule
+
+TINY_SCHEDULE = scale_schedule(pixel_budget="0.06M")
+SQUARED_WEIGHT = 2.0
+EDGE_WEIGHT = 0.5
+COMMITMENT_WEIGHT = 0.15
+EARLY_STEPS = 0.5  # share of the steps in which some samples decode from early scales only
+EARLY_SAMPLES = 4  # every fourth of them
+FIRST_EARLY_SCALE = 3
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """`residual_sizes` [scales] is mean |residual| before each sign; `squared_error` of the full latents only."""
+
+    loss: Tensor
+    squared_error: Tensor
+    residual_sizes: Tensor
+
+
+def reconstruct(model: BSQTokenizer, images: Tensor, *, train_encoder: bool, flip_rate: float) -> Reconstruction:
+    """Images [B, 3, h, w] in [-1, 1] through the quantiser and back, with the loss of it.
+
+    A positive `flip_rate` turns over up to that share of the bits in every second sample. Samples that decode from
+    early scales teach the decoder only.
+    """
+    with torch.set_grad_enabled(train_encoder):
+        features = model.encode(images)
+    rates = torch.rand(len(images), device=images.device) * flip_rate
+    rates[::2] = 0
+    steps = list(
+        model.quantisation_steps(features.detach(), TINY_SCHEDULE, flip_rates=rates if flip_rate > 0 else None)
+    )
+    total = steps[-1].latent
+    latent = features + (total - features).detach()
+    early = _early_samples(len(images))
+    if early:
+        cut = random.Random(int(torch.initial_seed())).randrange(FIRST_EARLY_SCALE, len(steps) - 1)
+        latent = torch.cat([steps[cut].latent[:early], latent[early:]])
+    decoded = model.decoder(latent).float()
+    commitment = (features - total).square().mean() / features.square().mean()
+    loss = _image_loss(decoded, images) + (COMMITMENT_WEIGHT * commitment if train_encoder else 0.0)
+    return Reconstruction(
+        loss,
+        (decoded[early:].detach().clamp(-1, 1) - images[early:]).square().mean(),
+        torch.stack([step.residual.abs().mean() for step in steps]).float(),
+    )
+
+
+@torch.inference_mode()
+def reconstruction_psnr(model: BSQTokenizer, images: np.ndarray) -> list[float]:
+    """PSNR in dB of uint8 images [N, h, w, 3], decoded from the scales up to each one; pooled squared error."""
+    device = next(model.parameters()).device
+    errors = torch.zeros(len(TINY_SCHEDULE))
+    for start in range(0, len(images), 16):
+        batch = torch.from_numpy(np.array(images[start : start + 16])).to(device)
+        batch = batch.permute(0, 3, 1, 2).float() / 127.5 - 1
+        for scale, step in enumerate(model.quantisation_steps(model.encode(batch), TINY_SCHEDULE)):
+            errors[scale] += (model.decode(step.latent) - batch).square().mean().cpu() * len(batch) / len(images)
+    return (10 * torch.log10(4 / errors)).tolist()
+
+
+def _early_samples(batch: int) -> int:
+    return batch // EARLY_SAMPLES if float(torch.rand(())) < EARLY_STEPS else 0
+
+
+def _image_loss(decoded: Tensor, images: Tensor) -> Tensor:
+    difference = decoded - images
+    edges = _edge_loss(difference) + _edge_loss(F.avg_pool2d(difference, 2))
+    return difference.abs().mean() + SQUARED_WEIGHT * difference.square().mean() + EDGE_WEIGHT * edges
+
+
+def _edge_loss(difference: Tensor) -> Tensor:
+    """L1 between the image gradients, which is the L1 of the difference's gradients."""
+    return difference.diff(dim=-1).abs().mean() + difference.diff(dim=-2).abs().mean()

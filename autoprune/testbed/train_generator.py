@@ -1,0 +1,67 @@
+"""Train the embedded generator on encoded scenes: `python -m autoprune.testbed.train_generator`.
+
+First the caption encoder alone, then the transformer with it, by teacher forcing with self-correction. Small scales
+come first because a full step costs eight times as much; the clock, not a step count, drives the schedule.
+"""
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from autoprune.testbed.distributed import Team, run_team
+from autoprune.testbed.generator_checkpoint import GeneratorRun, load_tokenizer
+from autoprune.testbed.generator_recipe import GeneratorRecipe
+from autoprune.testbed.generator_session import GeneratorSession
+from autoprune.testbed.latents import open_latents
+
+SMOKE = {"minutes": 0.75, "images": 512, "text_steps": 20, "batch_share": 0.25}
+VALIDATION_SEED_OFFSET = 1_000_003
+VALIDATION_IMAGES = 128
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line; see `--help`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--tokenizer", type=Path, required=True, help="file of train_tokenizer")
+    parser.add_argument("--out", type=Path, default=Path("outputs/training/tiny.safetensors"))
+    parser.add_argument("--cache", type=Path, default=Path("outputs/training/latents"), help="folder of encoded scenes")
+    parser.add_argument("--minutes", type=float, default=GeneratorRecipe.minutes, help="in all, encoding included")
+    parser.add_argument("--images", type=int, default=GeneratorRecipe.images)
+    parser.add_argument("--seed", type=int, default=GeneratorRecipe.seed)
+    parser.add_argument("--processes", type=int, default=2, help="single-thread processes; 1 with a GPU")
+    parser.add_argument("--resume", action="store_true", help="continue from the .state file beside --out")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the feed-forward parts (needs a C++ compiler)")
+    parser.add_argument("--smoke", action="store_true", help="under a minute: does it still learn?")
+    options = parser.parse_args(arguments)
+    recipe = GeneratorRecipe(minutes=options.minutes, images=options.images, seed=options.seed)
+    if options.smoke:
+        recipe = replace(recipe, **SMOKE)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    run = GeneratorRun(recipe, options.tokenizer, options.out, options.cache, device, options.resume, options.compile)
+    run_team(train, run, processes=1 if device == "cuda" else options.processes)
+
+
+def train(team: Team, run: GeneratorRun) -> None:
+    """Work of one process."""
+    started = time.monotonic()
+    run.out.parent.mkdir(parents=True, exist_ok=True)
+    tokenizer = load_tokenizer(run)
+    recipe = run.recipe
+    latents = open_latents(run.cache, tokenizer, recipe.images, seed=recipe.seed, team=team)
+    held_out = open_latents(
+        run.cache, tokenizer, VALIDATION_IMAGES, seed=recipe.seed + VALIDATION_SEED_OFFSET, team=team
+    )
+    session = GeneratorSession(team, run, tokenizer)
+    session.prepare(started)
+    while session.progress < 1:
+        session.step(latents)
+        session.report(held_out)
+    session.finish(held_out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,244 @@
+"""Train the embedded model's tokenizer on rendered scenes: `python -m autoprune.testbed.train_tokenizer`.
+
+Encoder, quantiser and decoder learn together (straight-through over the whole sum of scales); in the last part of
+the time the encoder rests and the decoder learns alone, also from codes with a few bits turned over.
+"""
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from autoprune.backbones.bsq_tokenizer import TINY, BSQTokenizer, TokenizerConfig
+from autoprune.testbed.distributed import Team, run_team
+from autoprune.testbed.image_store import open_images
+from autoprune.testbed.reconstruction import Reconstruction, reconstruct, reconstruction_psnr
+
+VALIDATION_SEED_OFFSET = 1_000_003
+VALIDATION_IMAGES = 96
+REPORT_SECONDS = 15.0
+SAVE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the result, recorded in the checkpoint."""
+
+    config: TokenizerConfig = TINY
+    minutes: float = 18.0
+    images: int = 40_000
+    batch: int = 16
+    learning_rate: float = 1.5e-3
+    weight_decay: float = 1e-3
+    warmup_steps: int = 100
+    encoder_share: float = 0.75
+    flip_rate: float = 0.05
+    average_decay: float = 0.998
+    magnitude_decay: float = 0.02
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Run:
+    """A recipe and where it runs."""
+
+    recipe: Recipe
+    out: Path
+    cache: Path
+    resume: bool
+    device: str
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line; see `--help`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("outputs/training/tokenizer.safetensors"))
+    parser.add_argument("--cache", type=Path, default=Path("outputs/training/images"), help="folder of the renders")
+    parser.add_argument("--minutes", type=float, default=Recipe.minutes, help="training time after rendering")
+    parser.add_argument("--images", type=int, default=Recipe.images)
+    parser.add_argument("--batch", type=int, default=Recipe.batch, help="images per step, all processes together")
+    parser.add_argument("--processes", type=int, default=2, help="single-thread processes; 1 with a GPU")
+    parser.add_argument("--seed", type=int, default=Recipe.seed)
+    parser.add_argument("--config", type=json.loads, default={}, help="TokenizerConfig fields to change, as JSON")
+    parser.add_argument("--resume", action="store_true", help="continue from the .state file beside --out")
+    parser.add_argument("--smoke", action="store_true", help="one minute, 1000 images: does it still learn?")
+    options = parser.parse_args(arguments)
+    if options.smoke:
+        options.minutes, options.images = min(options.minutes, 1.0), min(options.images, 1000)
+    recipe = Recipe(
+        config=replace(TINY, **options.config),
+        minutes=options.minutes,
+        images=options.images,
+        batch=options.batch,
+        seed=options.seed,
+    )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    run = Run(recipe, options.out, options.cache, options.resume, device)
+    run_team(train, run, processes=1 if device == "cuda" else options.processes)
+
+
+def train(team: Team, run: Run) -> None:
+    """Work of one process."""
+    run.out.parent.mkdir(parents=True, exist_ok=True)
+    images = open_images(run.cache, run.recipe.images, seed=run.recipe.seed, team=team)
+    held_out = open_images(
+        run.cache, VALIDATION_IMAGES, seed=run.recipe.seed + VALIDATION_SEED_OFFSET, team=team
+    )
+    session = _Session(team, run)
+    while session.progress < 1:
+        batch = _batch(images, session, team)
+        losses = session.step(batch)
+        if team.leads:
+            session.report(losses, held_out)
+    if team.leads:
+        session.save(run.out, held_out)
+
+
+class _Session:
+    """Model, averaged model, optimiser and clock; resumable."""
+
+    def __init__(self, team: Team, run: Run) -> None:
+        self.team, self.run, self.recipe = team, run, run.recipe
+        torch.manual_seed(self.recipe.seed)
+        self.model = BSQTokenizer(self.recipe.config).to(run.device)
+        _silence_second_convolutions(self.model)
+        self.average = BSQTokenizer(self.recipe.config).to(run.device).requires_grad_(False)
+        self.average.load_state_dict(self.model.state_dict())
+        self.parameters = list(self.model.parameters())
+        self.optimiser = torch.optim.AdamW(
+            self.parameters, betas=(0.9, 0.98), weight_decay=self.recipe.weight_decay
+        )
+        self.steps, self.elapsed = 0, 0.0
+        self.state_path = run.out.with_suffix(".state")
+        if run.resume and self.state_path.exists():
+            self._restore()
+        self.clock = time.monotonic() - self.elapsed
+        self.reported = self.saved = self.elapsed
+
+    @property
+    def progress(self) -> float:
+        return self.elapsed / (60 * self.recipe.minutes)
+
+    @property
+    def decoder_alone(self) -> bool:
+        return self.progress >= self.recipe.encoder_share
+
+    def step(self, batch: Tensor) -> Tensor:
+        """One update; returns the averaged (loss, squared error)."""
+        torch.manual_seed(hash((self.recipe.seed, self.steps, self.team.rank)) % 2**31)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self._learning_rate()
+        with torch.autocast(self.run.device, torch.bfloat16):
+            result = reconstruct(
+                self.model,
+                batch,
+                train_encoder=not self.decoder_alone,
+                flip_rate=self.recipe.flip_rate if self.decoder_alone else 0.0,
+            )
+        self.optimiser.zero_grad(set_to_none=True)
+        result.loss.backward()
+        self._update(result)
+        return self.statistics
+
+    def _update(self, result: Reconstruction) -> None:
+        own = torch.tensor([time.monotonic() - self.clock, result.loss.item(), result.squared_error.item()])
+        shared = self.team.average_gradients(self.parameters, torch.cat([own, result.residual_sizes.cpu()]))
+        self.elapsed, self.statistics = float(shared[0]), shared[1:3]
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimiser.step()
+        self.steps += 1
+        if self.recipe.config.scale_magnitudes and not self.decoder_alone:
+            sizes = shared[3:].to(self.model.magnitudes.device)
+            self.model.magnitudes[: len(sizes)].lerp_(sizes, max(self.recipe.magnitude_decay, 1 / self.steps))
+        self._average_weights()
+
+    @torch.no_grad()
+    def _average_weights(self) -> None:
+        rate = 1 - min(self.recipe.average_decay, (1 + self.steps) / (10 + self.steps))
+        torch._foreach_lerp_(list(self.average.parameters()), self.parameters, rate)
+        if self.recipe.config.scale_magnitudes:
+            self.average.magnitudes.copy_(self.model.magnitudes)
+
+    def _learning_rate(self) -> float:
+        warm = min(1.0, (self.steps + 1) / self.recipe.warmup_steps)
+        return self.recipe.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, self.progress)))
+
+    def report(self, statistics: Tensor, held_out: np.ndarray) -> None:
+        """Progress line now and then; state and weights now and then."""
+        if self.elapsed - self.reported > REPORT_SECONDS:
+            self.reported = self.elapsed
+            left = max(0, round(60 * self.recipe.minutes - self.elapsed))
+            psnr = 10 * math.log10(4 / max(float(statistics[1]), 1e-9))
+            phase = "decoder" if self.decoder_alone else "all"
+            print(
+                f"step {self.steps:5d}  {phase:7s}  loss {float(statistics[0]):.4f}  PSNR {psnr:.2f} dB"
+                f"  {left // 60}:{left % 60:02d} left",
+                flush=True,
+            )
+        if self.elapsed - self.saved > SAVE_SECONDS:
+            self.saved = self.elapsed
+            self._keep_state()
+            self.save(self.run.out.with_stem(f"{self.run.out.stem}_partial"), held_out)
+
+    def save(self, path: Path, held_out: np.ndarray) -> None:
+        """Averaged weights with their record as safetensors metadata."""
+        psnr = reconstruction_psnr(self.average, held_out)
+        print(f"PSNR on fresh renders, cut after each scale: {' '.join(f'{value:.2f}' for value in psnr)}", flush=True)
+        record = {
+            "config": json.dumps(asdict(self.recipe.config)),
+            "recipe": json.dumps(asdict(self.recipe)),
+            "seconds": f"{self.elapsed:.0f}",
+            "steps": str(self.steps),
+            "psnr_by_last_scale": json.dumps([round(value, 3) for value in psnr]),
+            "data_version": _data_version(),
+        }
+        temporary = path.with_suffix(".tmp")
+        save_file({key: value.cpu().clone() for key, value in self.average.state_dict().items()}, temporary, record)
+        temporary.replace(path)
+
+    def _keep_state(self) -> None:
+        temporary = self.state_path.with_suffix(".state_tmp")
+        state = {"model": self.model.state_dict(), "average": self.average.state_dict()}
+        state |= {"optimiser": self.optimiser.state_dict(), "steps": self.steps, "elapsed": self.elapsed}
+        torch.save(state, temporary)
+        temporary.replace(self.state_path)
+
+    def _restore(self) -> None:
+        state = torch.load(self.state_path, map_location=self.run.device, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.steps, self.elapsed = state["steps"], state["elapsed"]
+
+
+def _batch(images: np.ndarray, session: _Session, team: Team) -> Tensor:
+    """This process's share of the step's images, float [b, 3, 128, 128] in [-1, 1]."""
+    recipe = session.recipe
+    picked = np.random.default_rng((recipe.seed, session.steps)).integers(len(images), size=recipe.batch)
+    own = torch.from_numpy(images[np.sort(picked[team.rank :: team.size])])
+    return own.to(session.run.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def _silence_second_convolutions(model: BSQTokenizer) -> None:
+    """Every residual block starts as the identity."""
+    for name, parameter in model.named_parameters():
+        if ".conv2." in name:
+            nn.init.zeros_(parameter)
+
+
+def _data_version() -> str:
+    from autoprune.testbed import scenes
+
+    return scenes.DATA_VERSION
+
+
+if __name__ == "__main__":
+    main()
