@@ -1,7 +1,8 @@
 """The scale loop every backbone generates with, and the state of one call. Nothing outlives the call."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -106,7 +107,7 @@ def generate_latent(backbone: Backbone, request: Request, observer: Observer | N
         observer.scale_started(scale)
         state.enter(scale)
         x = _scale_input(state, scale, latent, tokenizer)
-        x = state.sandwich.around_blocks(x, lambda y, kept, step=state.step(scale): _run_blocks(state, y, kept, step))
+        x = state.sandwich.around_blocks(x, partial(_run_blocks, state, state.step(scale)))
         logits = _guided_logits(state, x, scale.index)
         bits = request.draw(logits, scale.index)
         if scale.index < len(request.given_bits):
@@ -124,9 +125,9 @@ def _scale_input(state: GenerationState, scale: ScalePlan, latent: Tensor, token
     return state.rows(state.model.embed(tokenizer.next_tokens(latent, scale.grid), scale.index))
 
 
-def _run_blocks(state: GenerationState, x: Tensor, kept: Tensor | None, step: Step) -> Tensor:
+def _run_blocks(state: GenerationState, step: Step, x: Tensor, kept: Tensor | None) -> Tensor:
     if kept is not None:
-        step = Step(rotation=step.rotation_of(kept), add=step.add, attention=step.attention)
+        step = replace(step, rotation=step.rotation_of(kept))
     depth = state.request.plan.depth
     for layer, block in enumerate(state.model.layers()):
         x = block(x, layer, step, state.conditioning)

@@ -54,7 +54,7 @@ class ScalePruning:
     def __post_init__(self) -> None:
         if not (isinstance(self.keep, int | float) and 0 < self.keep <= 1):
             raise UserError(
-                f"keep ratio must be above 0 and at most 1, got {self.keep}; a scale that keeps nothing is written as skip_last."
+                f"keep ratio must be above 0 and at most 1, got {self.keep}; to keep nothing of the last scales use skip_last."
             )
         for kind, value, choices in (
             ("scorer", self.scorer, SCORERS),
@@ -113,10 +113,12 @@ class Policy:
             raise UserError(f"scale {index} does not exist; this schedule has scales 0 to {count - 1}.")
         if not 0 <= pruning.cache_scale < first:
             raise UserError(
-                f"cache scale must be a dense scale before the first pruned scale ({first}), got {pruning.cache_scale} at scale {index}."
+                f"cache scale must be a dense scale before the first pruned scale ({first}), "
+                f"got {pruning.cache_scale} at scale {index}."
             )
         if pruning.layers is not None and not 0 <= pruning.layers[0] <= pruning.layers[1] < self.depth:
-            raise UserError(f"layers must be first <= last within 0 to {self.depth - 1}, got {list(pruning.layers)} at scale {index}.")
+            found = f"{list(pruning.layers)} at scale {index}"
+            raise UserError(f"layers must be first <= last within 0 to {self.depth - 1}, got {found}.")
 
     def canonical(self) -> "Policy":
         """Returns the same schedule in its one normal form: no inactive field, ratios snapped to whole tokens."""
@@ -153,7 +155,8 @@ class Policy:
             raise UserError(f"the policy is for {self.depth} layers, the backbone has {depth}; search one for this backbone.")
         if self.scale_schedule != tuple(schedule):
             raise UserError(
-                f"the policy is for scale schedule {fingerprint(self.scale_schedule)}, this run uses {fingerprint(tuple(schedule))}; "
+                f"the policy is for scale schedule {fingerprint(self.scale_schedule)}, "
+                f"this run uses {fingerprint(tuple(schedule))}; "
                 "use the aspect ratio and pixel budget it was searched for, or Policy.for_schedule."
             )
 
@@ -200,7 +203,8 @@ class Policy:
         try:
             text = Path(path).read_text()
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"policy file {os.fspath(path)!r} cannot be read ({error.__class__.__name__}); check the path.") from None
+            reason = error.__class__.__name__
+            raise UserError(f"policy file {os.fspath(path)!r} cannot be read ({reason}); check the path.") from None
         return Policy.from_json(text, source=os.fspath(path))
 
 

@@ -13,7 +13,7 @@ Draw = Callable[[Tensor, int], Tensor]
 
 @dataclass(frozen=True)
 class GridNoise:
-    """Bit = [u < sigmoid(l1 - l0)], u drawn on the full grid from (seed, sample, scale): batch split and pruning change nothing."""
+    """Bit = [u < sigmoid(l1 - l0)]; u is drawn on the full grid from (seed, sample, scale), whatever is pruned."""
 
     seed: int
     samples: tuple[int, ...]

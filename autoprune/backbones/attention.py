@@ -33,7 +33,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float, mask: Tensor | None
     if backend == "flash":
         return _flash_function()(*(x.transpose(1, 2) for x in (q, k, v)), softmax_scale=scale).transpose(1, 2)
     if backend == "sdpa":
-        return functional.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask.to(q.dtype), scale=scale)
+        mask = None if mask is None else mask.to(q.dtype)
+        return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
     scores = (q * scale if scale != 1.0 else q) @ k.transpose(-1, -2)
     if mask is not None:
         scores = scores + mask.to(scores.dtype)

@@ -113,11 +113,13 @@ def _load_prefixed(parts: dict[str, nn.Module], content: bytes, path: Path) -> N
     except Exception as error:
         raise UserError(f"weights {str(path)!r} are not a safetensors file ({error}); copy the file again.") from None
     for prefix, part in parts.items():
-        state = {key.removeprefix(prefix + "."): value.float() for key, value in tensors.items() if key.startswith(prefix + ".")}
+        start = prefix + "."
+        state = {key.removeprefix(start): value.float() for key, value in tensors.items() if key.startswith(start)}
         problems = part.load_state_dict(state, strict=False)
         wrong = [*problems.missing_keys, *problems.unexpected_keys]
         if wrong:
-            raise UserError(f"weights {str(path)!r} do not fit: {len(wrong)} keys differ, first {prefix}.{wrong[0]}; check the file.")
+            first = f"{len(wrong)} keys differ, first {start}{wrong[0]}"
+            raise UserError(f"weights {str(path)!r} do not fit: {first}; check the file.")
 
 
 def _compute_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -18,19 +18,14 @@ class Encoder(nn.Module):
     `widths` are the channels of each level, finest first; the finest level sees patches of `pixel_patch`^2 pixels.
     """
 
-    def __init__(
-        self, bits: int, widths: Sequence[int], *, blocks: int, norm_groups: int, pixel_patch: int = 1
-    ) -> None:
+    def __init__(self, bits: int, widths: Sequence[int], *, blocks: int, norm_groups: int, pixel_patch: int = 1) -> None:
         super().__init__()
         inputs = (widths[0], *widths[:-1])
         self.pixel_patch = pixel_patch
         self.conv_in = Conv(3 * pixel_patch**2, widths[0])
         self.down = nn.ModuleList(
             Level(
-                [
-                    ResidualBlock(before if block == 0 else width, width, norm_groups=norm_groups)
-                    for block in range(blocks)
-                ],
+                [ResidualBlock(before if block == 0 else width, width, norm_groups=norm_groups) for block in range(blocks)],
                 downsample=Downsample(width) if level < len(widths) - 1 else None,
             )
             for level, (before, width) in enumerate(zip(inputs, widths, strict=True))
@@ -49,9 +44,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Latent [B, bits, H, W] -> image [B, 3, H * stride, W * stride], not clamped."""
 
-    def __init__(
-        self, bits: int, widths: Sequence[int], *, blocks: int, norm_groups: int, pixel_patch: int = 1
-    ) -> None:
+    def __init__(self, bits: int, widths: Sequence[int], *, blocks: int, norm_groups: int, pixel_patch: int = 1) -> None:
         super().__init__()
         inputs = (*widths[1:], widths[-1])
         self.pixel_patch = pixel_patch
@@ -59,10 +52,7 @@ class Decoder(nn.Module):
         self.mid = Middle(widths[-1], norm_groups)
         self.up = nn.ModuleList(
             Level(
-                [
-                    ResidualBlock(before if block == 0 else width, width, norm_groups=norm_groups)
-                    for block in range(blocks)
-                ],
+                [ResidualBlock(before if block == 0 else width, width, norm_groups=norm_groups) for block in range(blocks)],
                 upsample=Upsample(width) if level > 0 else None,
             )
             for level, (before, width) in enumerate(zip(inputs, widths, strict=True))

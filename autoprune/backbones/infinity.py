@@ -204,7 +204,9 @@ class Infinity(nn.Module):
 
     def logits(self, x: Tensor, conditioning: Conditioning) -> Tensor:
         """x [R, N, C] -> float32 logits [R, N, 2 * token bits]; outputs 2j and 2j + 1 score bit j being 0 and 1."""
-        return self.head(modulate(x.float(), *conditioning.head_modulation))
+        with torch.autocast(x.device.type, enabled=False):
+            gain, shift = (part.float() for part in conditioning.head_modulation)
+            return self.head(modulate(x.float(), gain, shift))
 
     def forward_training(
         self, text: TextFeatures, tokens: list[Tensor], schedule: tuple[Grid, ...], *, dropped: Tensor | None = None

@@ -30,7 +30,7 @@ class SelfAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, rotation: Tensor, attention: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
-        """x [R, L, C]; `rotation` [2, (R, 1,) L, D]; `attention` sees q, k, v [R, H, L, D] and adds the keys of earlier scales."""
+        """x [R, L, C]; `rotation` [2, (R, 1,) L, D]; `attention` gets q, k, v [R, H, L, D] and adds the earlier keys."""
         bias = torch.cat((self.q_bias, self.zero_k_bias, self.v_bias))
         qkv = functional.linear(x, self.mat_qkv.weight, bias).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         q, k = rotate(functional.normalize(qkv[:2], dim=-1, eps=1e-12), rotation)

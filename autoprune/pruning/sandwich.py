@@ -9,12 +9,13 @@ from autoprune.pruning.plan import WHOLE_SCALE, ScalePlan
 from autoprune.pruning.scorers import ScoreContext
 
 Change = Callable[[Tensor, Tensor | None], Tensor]
+OnKept = Callable[[int, int, Tensor], None]
 
 
 class Sandwich:
     """The pruning state of one generation: outputs of cache scales by site, and the scale at hand."""
 
-    def __init__(self, *, seed: int, samples: tuple[int, ...], on_kept: Callable[[int, int, Tensor], None] | None = None) -> None:
+    def __init__(self, *, seed: int, samples: tuple[int, ...], on_kept: OnKept | None = None) -> None:
         """`samples` number the batch for random scorers; `on_kept(scale, site, kept [R, M])` is told every selection."""
         self.seed, self.samples, self.on_kept = seed, samples, on_kept
         self.scale: ScalePlan | None = None

@@ -15,13 +15,13 @@ from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 import autoprune
 from autoprune.errors import UserError
 from autoprune.search.settings import BudgetSettings, LatencySettings, QualitySettings, SamplerSettings, StudySettings
-from autoprune.search.space_file import SpaceDefinition
+from autoprune.search.space_file import space_from_document
 
 
 @dataclass(frozen=True)
@@ -84,27 +84,37 @@ def run_composed(task: Callable[[RunSettings], None]) -> None:
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them and exiting with 1
     Plugins.instance().register(_SearchSpacesBesideConf)
+    failures: list[Exception] = []
 
     def job(config: DictConfig) -> None:
-        task(read_settings(config))
+        try:
+            task(read_settings(config))
+        except Exception as error:  # raised below: Hydra would first print a line of its own
+            failures.append(error)
 
     try:
         hydra.main(version_base="1.3", config_path=str(yaml_directory("conf")), config_name="config")(job)()
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_sentence(error)) from error
+    except OSError as error:
+        raise UserError(f"output folder {error.filename!r} must be writable ({error.strerror}); set study.dir.") from error
+    if failures:
+        raise failures[0]
 
 
 def read_settings(config: DictConfig) -> RunSettings:
     """Checks a composed configuration and returns it as plain data."""
-    composed = OmegaConf.to_container(config, resolve=True)
     try:
+        composed = OmegaConf.to_container(config, resolve=True)
         valid = _Composed.model_validate(composed)
+    except OmegaConfBaseException as error:
+        raise UserError(_sentence(error)) from None
     except ValidationError as error:
         raise UserError(_first_problem(error)) from None
     study = StudySettings(
         directory=valid.study.dir,
         name=valid.study.name,
-        space=SpaceDefinition.from_plain(valid.search_spaces),
+        space=space_from_document(valid.search_spaces),
         seed=valid.study.seed,
         sampler=valid.sampler,
         latency=valid.latency,
@@ -130,15 +140,14 @@ class _SearchSpacesBesideConf(SearchPathPlugin):
 
 def _sentence(error: Exception) -> str:
     """Returns Hydra's or OmegaConf's error in one sentence that lists the choices where there are any."""
-    cause = error.__cause__
+    cause, first = error.__cause__, str(error).strip().splitlines()[0].rstrip(".")
     if isinstance(error, MissingConfigException) and error.options:
         group, _, name = (error.missing_cfg_file or "").rpartition("/")
         return f"unknown {group} {name!r}; choose from {', '.join(sorted(error.options))}."
-    if isinstance(cause, ConfigKeyError) and cause.parent_node is not None:
+    if isinstance(cause, OmegaConfBaseException) and cause.parent_node is not None:
         known = sorted(str(key) for key in cause.parent_node if key != "hydra")
         return f"unknown setting {cause.full_key!r}; choose from {', '.join(known)}."
-    first = str(error).strip().splitlines()[0].rstrip(".")
-    return f"the command line does not compose: {first}; `python -m autoprune --help` shows every setting."
+    return f"the settings do not compose ({first}); write group=choice or key=value as `python -m autoprune --help` lists them."
 
 
 def _first_problem(error: ValidationError) -> str:
@@ -149,5 +158,5 @@ def _first_problem(error: ValidationError) -> str:
         return str(cause)
     if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"unknown setting {where!r}; `python -m autoprune --help` shows every setting."
-    rule = problem["msg"].replace("Input should be", "must be")
+    rule = problem["msg"].replace("Input should be", "must be").partition(",")[0]
     return f"{where} {rule[0].lower() + rule[1:]}, got {problem['input']!r}."

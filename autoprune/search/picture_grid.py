@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-_SIDE, _GAP, _TEXT, _HEAD, _FONT = 224, 10, 210, 66, 15
+_SIDE, _GAP, _TEXT, _HEAD, _FONT = 256, 10, 210, 66, 15
 _GAIN = 3.0
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from autoprune.search.tables import drop_text, schedule_lines
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_REJECTED, _TRIAL, _CONTROL = "trial outside the constraints", "trial", "control"
+_REJECTED, _TRIAL, _CONTROL = "trial stopped or outside the constraints", "trial", "control"
 _FRONT, _PRESET, _DENSE = "front (held-out prompts)", "preset (hand-picked schedule)", "dense"
 _STYLES = {  # marker, size in points, colour, hollow
     _REJECTED: ("o", 5, "#9aa4b1", True),
@@ -23,21 +24,8 @@ _STYLES = {  # marker, size in points, colour, hollow
     _DENSE: ("*", 14, "#111827", False),
 }
 _SYMBOLS = {"o": "circle", "s": "square", "D": "diamond", "*": "star"}
-_LOSS = "quality loss: 1 - SSIM to the dense image of the same prompt and seed"
-_OFFSETS = (
-    (8, 8),
-    (-8, 8),
-    (8, -12),
-    (-8, -12),
-    (0, 16),
-    (0, -20),
-    (26, 22),
-    (-26, 22),
-    (26, -28),
-    (-26, -28),
-    (0, 34),
-    (0, -40),
-)
+_LOSS = "quality loss (1 - SSIM to dense, same prompt and seed)"
+_SIDES, _DISTANCES = ((1, -1), (1, 1), (-1, -1), (-1, 1), (0, -1), (0, 1)), (9, 22, 36)
 
 
 @dataclass(frozen=True)
@@ -72,7 +60,7 @@ def save_pareto_image(result: StudyResult, path: Path) -> Path:
     axes.grid(color="#e5e7eb", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="upper left", frameon=True, framealpha=0.9, edgecolor="#e5e7eb", fontsize=9)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     axes.margins(x=0.08, y=0.12)
     canvas.draw()
     _place_labels(axes, every)
@@ -99,7 +87,7 @@ def save_pareto_page(result: StudyResult, path: Path) -> Path:
             hoverinfo="text",
         )
     figure.update_layout(
-        title=_title(result), template="plotly_white", hoverlabel={"align": "left"}, legend={"x": 0.01, "y": 0.99}
+        title=_title(result), template="plotly_white", hoverlabel={"align": "left"}, legend={"orientation": "h", "y": -0.15}
     )
     figure.update_xaxes(title="speed-up over dense")
     figure.update_yaxes(title=_LOSS)
@@ -117,10 +105,11 @@ def _every_series(result: StudyResult) -> list[_Series]:
     complete = [record for record in result.trials if record.measurement is not None and record.source != "preset:dense"]
     presets = [record for record in complete if record.source.startswith("preset:")]
     controls = [record for record in complete if record.source.startswith("control:")]
-    searched = [record for record in complete if not record.preset]
+    searched = [record for record in complete if not record.preset and record.source != "repeat"]
+    accepted = [record for record in searched if record.feasible and record.state == "complete"]
     every = [
-        _trial_series(_REJECTED, [record for record in searched if not record.feasible], result),
-        _trial_series(_TRIAL, [record for record in searched if record.feasible], result),
+        _trial_series(_REJECTED, [record for record in searched if record not in accepted], result),
+        _trial_series(_TRIAL, accepted, result),
         _trial_series(_CONTROL, controls, result),
         _front_series(result.front),
         _trial_series(_PRESET, presets, result),
@@ -166,19 +155,18 @@ def _hover(head: str, measured: Measurement, policy: Policy) -> str:
 
 
 def _place_labels(axes: "Axes", labelled: list[_Series]) -> None:
-    """Writes each label at the first offset around its point where it covers no label and no labelled point."""
+    """Writes each label at the nearest place beside its point where it covers no label and no labelled point."""
     from matplotlib.transforms import Bbox
 
     renderer = axes.figure.canvas.get_renderer()
-    points = [(x, y, text) for series in labelled for x, y, text in zip(series.x, series.y, series.labels, strict=True)]
-    taken = [Bbox.from_bounds(*(axes.transData.transform((x, y)) - 9), 18, 18) for x, y, _ in points]
-    taken.append(axes.get_legend().get_window_extent(renderer))
-    for x, y, text in filter(lambda point: point[2], points):
-        note = axes.annotate(text, (x, y), textcoords="offset points", fontsize=9, color=_STYLES[_DENSE][2])
-        for offset in _OFFSETS:
-            note.set_position(offset)
-            note.set_horizontalalignment(("center", "left", "right")[(offset[0] > 0) - (offset[0] < 0)])
+    points = [(x, y, text) for series in labelled for x, y, text in zip(series.x, series.y, series.labels, strict=True) if text]
+    taken = [Bbox.from_bounds(*(axes.transData.transform((x, y)) - 10), 20, 20) for x, y, _ in points]
+    for x, y, text in points:
+        note = axes.annotate(text, (x, y), xytext=(0, 0), textcoords="offset points", fontsize=9, va="center")
+        for distance, (right, up) in product(_DISTANCES, _SIDES):
+            note.set_position((distance * right, distance * up))
+            note.set_horizontalalignment(("center", "left", "right")[right])
             box = note.get_window_extent(renderer)
-            if not any(box.overlaps(other) for other in taken) and axes.bbox.contains(box.x0, box.y0):
+            if axes.bbox.fully_containsx(box.x1) and axes.bbox.fully_containsx(box.x0) and not box.count_overlaps(taken):
                 break
         taken.append(box)

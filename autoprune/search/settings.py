@@ -1,6 +1,6 @@
 """What the configuration becomes below the entry: plain frozen data, one class per group of conf/."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from autoprune.errors import UserError, unknown_name
@@ -38,8 +38,8 @@ class LatencySettings:
     def __post_init__(self) -> None:
         if self.name not in LATENCIES:
             raise unknown_name("latency", self.name, LATENCIES)
-        for field in ("batch", "rounds"):
-            _at_least(f"latency.{field}", getattr(self, field), 1)
+        for name in ("batch", "rounds"):
+            _at_least(f"latency.{name}", getattr(self, name), 1)
         _at_least("latency.warm_up", self.warm_up, 0)
 
 
@@ -61,8 +61,8 @@ class QualitySettings:
     held_out_seed: int = 1_000_003
 
     def __post_init__(self) -> None:
-        for field in ("prompts", "held_out_prompts"):
-            _at_least(f"quality.{field}", getattr(self, field), 1)
+        for name in ("prompts", "held_out_prompts"):
+            _at_least(f"quality.{name}", getattr(self, name), 1)
         if not 0 <= self.max_score_drop <= 1:
             raise UserError(f"quality.max_score_drop must be in [0, 1], got {self.max_score_drop}.")
         if self.held_out_seed == 0:
@@ -93,10 +93,10 @@ class StudySettings:
     name: str
     space: SpaceDefinition
     seed: int = 0
-    sampler: SamplerSettings = SamplerSettings()
-    latency: LatencySettings = LatencySettings()
-    quality: QualitySettings = QualitySettings()
-    budget: BudgetSettings = BudgetSettings()
+    sampler: SamplerSettings = field(default_factory=SamplerSettings)
+    latency: LatencySettings = field(default_factory=LatencySettings)
+    quality: QualitySettings = field(default_factory=QualitySettings)
+    budget: BudgetSettings = field(default_factory=BudgetSettings)
     discard: bool = True
 
     @property

@@ -12,17 +12,16 @@ from autoprune.search.records import Measurement, StudyResult
 def result_table(result: StudyResult) -> Table:
     """Returns one row per exported policy, from the held-out prompts; the drop is dense minus pruned, in points of 100."""
     table = Table(box=box.SIMPLE_HEAD, title=_title(result), title_justify="left", caption_justify="left")
-    table.caption = (
-        f"dense: {_milliseconds(result.dense.latency)} a batch of {result.dense.batch}; numbers from held-out prompts"
-    )
+    dense = f"dense: {1000 * result.dense.latency:.0f} ms a batch of {result.dense.batch}"
+    table.caption = f"{dense}; numbers from held-out prompts; files in {relative(result.directory)}"
     for name, side in (("tier", "left"), ("speed-up", "right"), ("loss", "right")):
         table.add_column(name, justify=side, no_wrap=True)
     table.add_column("scene-score drop [95 %]", justify="right", no_wrap=True)
     table.add_column("memory", justify="right", no_wrap=True)
     table.add_column("file", overflow="fold")
     for member in filter(lambda member: member.tier, result.front):
-        file = relative(member.policy_path) if member.policy_path else "-"
-        table.add_row(member.tier, *_numbers(member.held_out), file)
+        file = member.policy_path.relative_to(result.directory) if member.policy_path else "-"
+        table.add_row(member.tier, *_numbers(member.held_out), str(file))
     table.add_section()
     for name, measured in result.presets.items():
         table.add_row(f"preset {name}", *_numbers(measured), "-", style="dim")
@@ -62,10 +61,6 @@ def _title(result: StudyResult) -> str:
 
 def _numbers(measured: Measurement) -> tuple[str, ...]:
     return (f"{measured.speed_up:.2f}x", f"{measured.loss:.3f}", drop_text(measured), f"{measured.peak_memory_mb:.0f} MB")
-
-
-def _milliseconds(seconds: float) -> str:
-    return f"{1000 * seconds:.0f} ms"
 
 
 def _scale_line(policy: Policy, index: int, pruning: ScalePruning) -> str:

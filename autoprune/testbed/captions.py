@@ -1,4 +1,4 @@
-"""What can be said about a scene, and the prompts of the scene score (GenEval's six tasks, arXiv 2310.11513, and texture).
+"""What can be said about a scene, and the prompts of the scene score: GenEval's six tasks (arXiv 2310.11513), texture.
 
 A description comes first; a scene is drawn from it, and what it leaves unsaid is drawn with the scene.
 """
@@ -20,6 +20,7 @@ RELATIONS = ("left of", "right of", "above", "below")
 TASKS = ("single", "two", "counting", "colours", "position", "attribution", "texture")
 SPLITS = ("search", "held_out")
 
+_PATIENCE = 3000  # draws without a new prompt after which a task is exhausted
 _NUMBERS = {2: "two", 3: "three", 4: "four"}
 _Choice = TypeVar("_Choice")
 
@@ -35,7 +36,7 @@ class Noun:
 
 @dataclass(frozen=True)
 class Description:
-    """`relation` is "one", "and", "count" or one of RELATIONS; with "count", the one noun stands for `count` objects."""
+    """`relation` is "one", "and", "count" (the one noun stands for `count` objects) or one of RELATIONS."""
 
     relation: str
     nouns: tuple[Noun, ...]
@@ -48,9 +49,7 @@ class Description:
         """The sentence, at most 27 words of the closed vocabulary."""
         background = " ".join(word for word in (self.tone, self.ground) if word)
         return (
-            ("a photo of " if self.photo else "")
-            + self._subject()
-            + (f" on a {background} background" if background else "")
+            ("a photo of " if self.photo else "") + self._subject() + (f" on a {background} background" if background else "")
         )
 
     def _subject(self) -> str:
@@ -88,14 +87,17 @@ def task_prompts(task: str, count: int, *, seed: int = 0, split: str | None = No
         raise unknown_name("task", task, TASKS)
     rng = np.random.default_rng([seed, TASKS.index(task)])
     found: dict[str, Prompt] = {}
-    for _ in range(100 * count + 1000):
-        if len(found) == count:
-            return list(found.values())
+    idle = 0
+    while len(found) < count:
         description = _task_description(task, rng)
         text = description.text()
-        if split is None or split_of(text) == split:
-            found.setdefault(text, Prompt(text, task, description))
-    raise UserError(f"task {task} must have as many distinct prompts as asked for, got {count}; ask for fewer.")
+        if text not in found and split in (None, split_of(text)):
+            found[text] = Prompt(text, task, description)
+            idle = 0
+        idle += 1
+        if idle > _PATIENCE:
+            raise UserError(f"task {task!r} has some {len(found)} distinct prompts, got {count}; ask for fewer.")
+    return list(found.values())
 
 
 def split_of(text: str) -> str:
@@ -104,7 +106,7 @@ def split_of(text: str) -> str:
 
 
 def sample_description(rng: np.random.Generator) -> Description:
-    """One description of the training mix: 20 % one object, 22 % two, 23 % relation, 17 % counts, 18 % three or four."""
+    """A description of the training mix: 20 % one object, 22 % two, 23 % relation, 17 % counts, 18 % three or four."""
     draw = rng.random()
     named_colours, named_textures = rng.random() < 0.85, rng.random() < 0.68
     tone, ground = _background(rng, 0.55)

@@ -71,7 +71,7 @@ def _touching(runs: _Runs, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarr
 
 
 def _joined(number: int, ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    """Smallest member of each node's group: labels sink along the edges, and pointers are halved, until nothing moves."""
+    """Smallest member of each node's group: labels sink along edges and pointers until nothing moves."""
     labels = np.arange(number)
     while True:
         least = np.minimum(labels[ours], labels[theirs])

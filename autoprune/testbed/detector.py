@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -30,7 +29,10 @@ _CHUNK = 64  # images at a time, for memory
 
 @dataclass(frozen=True)
 class Finding:
-    """One object: centre and area in px, IoU with the template of each of SHAPES; `texture` only where it was asked for."""
+    """One object: centre and area in px, and the IoU with the template of each of SHAPES.
+
+    `clean` says that it has one hue and a square enough box; `texture` is None where it was not asked for.
+    """
 
     colour: str
     ious: tuple[float, ...]
@@ -47,7 +49,7 @@ class Finding:
 
 
 def detect(images: Tensor, *, textured: Collection[int] = ()) -> list[list[Finding]]:
-    """The objects in each of `images` [B, 3, H, W] in [0, 1]; textures are classified in the images `textured` lists."""
+    """The objects in each of `images` [B, 3, H, W] in [0, 1], with textures in the images that `textured` lists."""
     images = images.detach().float().cpu()
     found: list[list[Finding]] = [[] for _ in range(len(images))]
     for start in range(0, len(images), _CHUNK):

@@ -30,7 +30,6 @@ class GeneratorRun:
     cache: Path
     device: str
     resume: bool = False
-    compile: bool = False
 
     @property
     def state_path(self) -> Path:
@@ -54,7 +53,9 @@ def load_tokenizer(run: GeneratorRun) -> BSQTokenizer:
     problems = tokenizer.load_state_dict(state, strict=False)
     wrong = [*problems.missing_keys, *problems.unexpected_keys]
     if wrong and wrong != ["quantize.lfq.mask"]:
-        raise UserError(f"tokenizer {str(run.tokenizer)!r} must have the embedded model's keys, {wrong[0]!r} differs; train it again.")
+        raise UserError(
+            f"tokenizer {str(run.tokenizer)!r} must have the embedded model's keys, {wrong[0]!r} differs; train it again."
+        )
     return tokenizer.requires_grad_(False).eval().to(run.device)
 
 

@@ -2,6 +2,8 @@
 
 import time
 from copy import deepcopy
+from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -60,8 +62,6 @@ class GeneratorSession:
             self.averages[1].load_state_dict(self.text.state_dict())
             shared = self.team.average(torch.tensor([time.monotonic() - started], dtype=torch.float64))
             self.elapsed = self.prepared = float(shared)
-        if self.run.compile:
-            _compile(self.model)
         self.clock = time.monotonic() - self.elapsed
         self.reported = self.saved = self.elapsed
 
@@ -149,11 +149,11 @@ class GeneratorSession:
             self._save_state()
             self.save(self.run.out)
 
-    def save(self, path) -> None:  # noqa: ANN001
+    def save(self, path: Path) -> None:
         """Averaged weights with their record."""
         model, text = self.averages
         record = {
-            "recipe": {**vars(self.recipe)},
+            "recipe": asdict(self.recipe),
             "processes": self.team.size,
             "device": self.run.device,
             "seconds": round(self.elapsed),
@@ -189,9 +189,3 @@ class GeneratorSession:
         for name, value in state["numbers"].items():
             setattr(self, name, value)
 
-
-def _compile(model: Infinity) -> None:
-    """Compiles the feed-forward parts, where fusing the activation saves most; a failure leaves them as they are."""
-    torch._dynamo.config.suppress_errors = True
-    for block in model.layers():
-        block.ffn.compile(dynamic=False)

@@ -1,6 +1,5 @@
 """The tokenizer's training loss and its measure: how close decoded latents come to the image."""
 
-import random
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,14 +38,12 @@ def reconstruct(model: BSQTokenizer, images: Tensor, *, train_encoder: bool, fli
         features = model.encode(images)
     rates = torch.rand(len(images), device=images.device) * flip_rate
     rates[::2] = 0
-    steps = list(
-        model.quantisation_steps(features.detach(), TINY_SCHEDULE, flip_rates=rates if flip_rate > 0 else None)
-    )
+    steps = list(model.quantisation_steps(features.detach(), TINY_SCHEDULE, flip_rates=rates if flip_rate > 0 else None))
     total = steps[-1].latent
     latent = features + (total - features).detach()
     early = _early_samples(len(images))
     if early:
-        cut = random.Random(int(torch.initial_seed())).randrange(FIRST_EARLY_SCALE, len(steps) - 1)
+        cut = int(torch.randint(FIRST_EARLY_SCALE, len(steps) - 1, ()))
         latent = torch.cat([steps[cut].latent[:early], latent[early:]])
     decoded = model.decoder(latent).float()
     commitment = (features - total).square().mean() / features.square().mean()

@@ -27,13 +27,18 @@ CORRUPTED_SHARE = 0.17
 
 # One centre, two in a row, two in a column, three, and four: (x, y) in px, in the order in which a caption names them.
 SLOTS = (
-    (64, 64), (34, 64), (94, 64), (64, 34), (64, 94), (34, 34), (94, 34), (64, 94), (34, 34), (94, 34), (34, 94), (94, 94),
+    (64, 64),
+    (34, 64), (94, 64),
+    (64, 34), (64, 94),
+    (34, 34), (94, 34), (64, 94),
+    (34, 34), (94, 34), (34, 94), (94, 94),
 )  # fmt: skip
 _ONE, _ROW, _COLUMN = (0,), (1, 2), (3, 4)
 _MANY = {3: (5, 6, 7), 4: (8, 9, 10, 11)}
 _RADII = {1: (20, 34), 2: (19, 26), 3: (17, 23), 4: (17, 23)}
 _GAP = 5  # px between two objects at least
 _TONE_LEVELS = {"dark": (0.12, 0.26), "gray": (0.42, 0.56), "light": (0.78, 0.9)}
+_DEPTH = 0.45  # share of its value that an object loses in a texture's marks
 _PIXELS = np.arange(IMAGE_SIZE, dtype=np.float32)
 
 
@@ -98,7 +103,8 @@ def realise(description: Description, rng: np.random.Generator) -> Scene:
     places = _places(description, len(looks), rng)
     tone = description.tone or ("gray" if rng.random() < 0.5 else pick(rng, TONES))
     ground = description.ground or ("plain" if rng.random() < 0.6 else pick(rng, GROUNDS))
-    return Scene(description, tuple(Thing(*look, *place) for look, place in zip(looks, places, strict=True)), tone, ground)
+    things = tuple(Thing(*look, *place) for look, place in zip(looks, places, strict=True))
+    return Scene(description, things, tone, ground)
 
 
 def render(scene: Scene, seed: int) -> np.ndarray:
@@ -184,9 +190,6 @@ def _draw(canvas: np.ndarray, thing: Thing, rng: np.random.Generator) -> None:
     rgb = _hue_to_rgb(60 * COLOURS.index(thing.colour) + 18 * hue - 9, 0.85 + 0.15 * saturation)
     box = canvas[:, top:bottom, left:right]
     box += coverage * (light * rgb[:, None, None] - box)
-
-
-_DEPTH = 0.45  # share of its value that an object loses in a texture's marks
 
 
 def _hue_to_rgb(degrees: float, saturation: float) -> np.ndarray:

@@ -34,14 +34,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=GeneratorRecipe.seed)
     parser.add_argument("--processes", type=int, default=2, help="single-thread processes; 1 with a GPU")
     parser.add_argument("--resume", action="store_true", help="continue from the .state file beside --out")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the feed-forward parts (needs a C++ compiler)")
     parser.add_argument("--smoke", action="store_true", help="under a minute: does it still learn?")
     options = parser.parse_args(arguments)
     recipe = GeneratorRecipe(minutes=options.minutes, images=options.images, seed=options.seed)
     if options.smoke:
         recipe = replace(recipe, **SMOKE)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    run = GeneratorRun(recipe, options.tokenizer, options.out, options.cache, device, options.resume, options.compile)
+    run = GeneratorRun(recipe, options.tokenizer, options.out, options.cache, device, options.resume)
     run_team(train, run, processes=1 if device == "cuda" else options.processes)
 
 

@@ -83,8 +83,8 @@ def text_batch(descriptions: list[Description]) -> TextBatch:
 
 
 def _noun_positions(description: Description) -> list[int]:
-    words = description.text().split()
-    return [index for index, word in enumerate(words) if word in SHAPES or word.removesuffix("s") in SHAPES or word == "crosses"]
+    nouns = {*SHAPES, *(f"{shape}s" for shape in SHAPES), "crosses"}
+    return [index for index, word in enumerate(description.text().split()) if word in nouns]
 
 
 def _noun_places(description: Description) -> list[tuple[int, ...]]:

@@ -9,7 +9,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from autoprune.backbones.bsq_tokenizer import TINY, BSQTokenizer, TokenizerConfig
+from autoprune.errors import unknown_name
+from autoprune.testbed import scenes
+from autoprune.testbed.convolution_optimiser import ConvolutionOptimiser
 from autoprune.testbed.distributed import Team, run_team
 from autoprune.testbed.image_store import open_images
 from autoprune.testbed.reconstruction import Reconstruction, reconstruct, reconstruction_psnr
@@ -36,9 +39,11 @@ class Recipe:
     minutes: float = 18.0
     images: int = 40_000
     batch: int = 16
+    steps: int | None = None
     learning_rate: float = 1.5e-3
+    matrix_learning_rate: float = 4e-3
     weight_decay: float = 1e-3
-    warmup_steps: int = 100
+    warmup_steps: int = 50
     encoder_share: float = 0.75
     flip_rate: float = 0.05
     average_decay: float = 0.998
@@ -63,19 +68,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("outputs/training/tokenizer.safetensors"))
     parser.add_argument("--cache", type=Path, default=Path("outputs/training/images"), help="folder of the renders")
     parser.add_argument("--minutes", type=float, default=Recipe.minutes, help="training time after rendering")
+    parser.add_argument("--steps", type=int, help="updates instead of minutes, to compare variants")
+    parser.add_argument("--matrix-learning-rate", type=float, default=Recipe.matrix_learning_rate)
     parser.add_argument("--images", type=int, default=Recipe.images)
     parser.add_argument("--batch", type=int, default=Recipe.batch, help="images per step, all processes together")
     parser.add_argument("--processes", type=int, default=2, help="single-thread processes; 1 with a GPU")
     parser.add_argument("--seed", type=int, default=Recipe.seed)
-    parser.add_argument("--config", type=json.loads, default={}, help="TokenizerConfig fields to change, as JSON")
+    parser.add_argument("--config", type=json.loads, default="{}", help="TokenizerConfig fields to change, as JSON")
     parser.add_argument("--resume", action="store_true", help="continue from the .state file beside --out")
     parser.add_argument("--smoke", action="store_true", help="one minute, 1000 images: does it still learn?")
     options = parser.parse_args(arguments)
     if options.smoke:
         options.minutes, options.images = min(options.minutes, 1.0), min(options.images, 1000)
+    names = [field.name for field in fields(TokenizerConfig)]
+    for name in options.config:
+        if name not in names:
+            parser.error(str(unknown_name("tokenizer field", name, names)))
     recipe = Recipe(
         config=replace(TINY, **options.config),
         minutes=options.minutes,
+        steps=options.steps,
+        matrix_learning_rate=options.matrix_learning_rate,
         images=options.images,
         batch=options.batch,
         seed=options.seed,
@@ -89,9 +102,7 @@ def train(team: Team, run: Run) -> None:
     """Work of one process."""
     run.out.parent.mkdir(parents=True, exist_ok=True)
     images = open_images(run.cache, run.recipe.images, seed=run.recipe.seed, team=team)
-    held_out = open_images(
-        run.cache, VALIDATION_IMAGES, seed=run.recipe.seed + VALIDATION_SEED_OFFSET, team=team
-    )
+    held_out = open_images(run.cache, VALIDATION_IMAGES, seed=run.recipe.seed + VALIDATION_SEED_OFFSET, team=team)
     session = _Session(team, run)
     while session.progress < 1:
         batch = _batch(images, session, team)
@@ -112,10 +123,7 @@ class _Session:
         _silence_second_convolutions(self.model)
         self.average = BSQTokenizer(self.recipe.config).to(run.device).requires_grad_(False)
         self.average.load_state_dict(self.model.state_dict())
-        self.parameters = list(self.model.parameters())
-        self.optimiser = torch.optim.AdamW(
-            self.parameters, betas=(0.9, 0.98), weight_decay=self.recipe.weight_decay
-        )
+        self._optimise(self.model)
         self.steps, self.elapsed = 0, 0.0
         self.state_path = run.out.with_suffix(".state")
         if run.resume and self.state_path.exists():
@@ -123,8 +131,18 @@ class _Session:
         self.clock = time.monotonic() - self.elapsed
         self.reported = self.saved = self.elapsed
 
+    def _optimise(self, part: nn.Module) -> None:
+        """From now on train `part` only, with a fresh optimiser."""
+        self.part = part
+        self.parameters = list(part.parameters())
+        use_muon = self.recipe.matrix_learning_rate > 0
+        self.optimiser = ConvolutionOptimiser(part, self.recipe.weight_decay, use_muon=use_muon)
+
     @property
     def progress(self) -> float:
+        """Share of the budget spent: of the steps if the recipe counts them, else of the time."""
+        if self.recipe.steps is not None:
+            return self.steps / self.recipe.steps
         return self.elapsed / (60 * self.recipe.minutes)
 
     @property
@@ -133,9 +151,9 @@ class _Session:
 
     def step(self, batch: Tensor) -> Tensor:
         """One update; returns the averaged (loss, squared error)."""
-        torch.manual_seed(hash((self.recipe.seed, self.steps, self.team.rank)) % 2**31)
-        for group in self.optimiser.param_groups:
-            group["lr"] = self._learning_rate()
+        torch.manual_seed((self.recipe.seed << 32) + self.steps * self.team.size + self.team.rank)
+        if self.decoder_alone and self.part is self.model:
+            self._optimise(self.model.decoder)
         with torch.autocast(self.run.device, torch.bfloat16):
             result = reconstruct(
                 self.model,
@@ -143,7 +161,7 @@ class _Session:
                 train_encoder=not self.decoder_alone,
                 flip_rate=self.recipe.flip_rate if self.decoder_alone else 0.0,
             )
-        self.optimiser.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         result.loss.backward()
         self._update(result)
         return self.statistics
@@ -153,7 +171,8 @@ class _Session:
         shared = self.team.average_gradients(self.parameters, torch.cat([own, result.residual_sizes.cpu()]))
         self.elapsed, self.statistics = float(shared[0]), shared[1:3]
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        self.optimiser.step()
+        rate = self._schedule()
+        self.optimiser.step(self.recipe.learning_rate * rate, self.recipe.matrix_learning_rate * rate)
         self.steps += 1
         if self.recipe.config.scale_magnitudes and not self.decoder_alone:
             sizes = shared[3:].to(self.model.magnitudes.device)
@@ -163,13 +182,14 @@ class _Session:
     @torch.no_grad()
     def _average_weights(self) -> None:
         rate = 1 - min(self.recipe.average_decay, (1 + self.steps) / (10 + self.steps))
-        torch._foreach_lerp_(list(self.average.parameters()), self.parameters, rate)
+        torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), rate)
         if self.recipe.config.scale_magnitudes:
             self.average.magnitudes.copy_(self.model.magnitudes)
 
-    def _learning_rate(self) -> float:
+    def _schedule(self) -> float:
+        """Factor of the learning rates: linear warm-up, cosine to zero."""
         warm = min(1.0, (self.steps + 1) / self.recipe.warmup_steps)
-        return self.recipe.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, self.progress)))
+        return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, self.progress)))
 
     def report(self, statistics: Tensor, held_out: np.ndarray) -> None:
         """Progress line now and then; state and weights now and then."""
@@ -198,7 +218,7 @@ class _Session:
             "seconds": f"{self.elapsed:.0f}",
             "steps": str(self.steps),
             "psnr_by_last_scale": json.dumps([round(value, 3) for value in psnr]),
-            "data_version": _data_version(),
+            "data_version": scenes.DATA_VERSION,
         }
         temporary = path.with_suffix(".tmp")
         save_file({key: value.cpu().clone() for key, value in self.average.state_dict().items()}, temporary, record)
@@ -207,7 +227,8 @@ class _Session:
     def _keep_state(self) -> None:
         temporary = self.state_path.with_suffix(".state_tmp")
         state = {"model": self.model.state_dict(), "average": self.average.state_dict()}
-        state |= {"optimiser": self.optimiser.state_dict(), "steps": self.steps, "elapsed": self.elapsed}
+        state["optimiser"] = self.optimiser.state_dict()
+        state |= {"decoder_alone": self.part is not self.model, "steps": self.steps, "elapsed": self.elapsed}
         torch.save(state, temporary)
         temporary.replace(self.state_path)
 
@@ -215,8 +236,10 @@ class _Session:
         state = torch.load(self.state_path, map_location=self.run.device, weights_only=True)
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
-        self.optimiser.load_state_dict(state["optimiser"])
         self.steps, self.elapsed = state["steps"], state["elapsed"]
+        if state["decoder_alone"]:
+            self._optimise(self.model.decoder)
+        self.optimiser.load_state_dict(state["optimiser"])
 
 
 def _batch(images: np.ndarray, session: _Session, team: Team) -> Tensor:
@@ -232,12 +255,6 @@ def _silence_second_convolutions(model: BSQTokenizer) -> None:
     for name, parameter in model.named_parameters():
         if ".conv2." in name:
             nn.init.zeros_(parameter)
-
-
-def _data_version() -> str:
-    from autoprune.testbed import scenes
-
-    return scenes.DATA_VERSION
 
 
 if __name__ == "__main__":

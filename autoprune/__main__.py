@@ -1,0 +1,103 @@
+"""`python -m autoprune`: searches pruning schedules of a backbone and leaves plots and policy files in the study folder."""
+
+import sys
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from autoprune.errors import UserError
+
+if TYPE_CHECKING:
+    from autoprune.search.config import RunSettings, TrackerChoice
+    from autoprune.search.tracking import NullTracker
+
+_SEARCH_EXTRA = (
+    "hydra",
+    "omegaconf",
+    "optuna",
+    "torchmetrics",
+    "wandb",
+    "pydantic",
+    "plotly",
+    "rich",
+    "PIL",
+    "matplotlib",
+    "yaml",
+)
+
+
+def main() -> int:
+    """Runs the command; returns 0, 2 after bad input, 130 after Ctrl-C. Every error is one sentence on standard error."""
+    missing = [name for name in _SEARCH_EXTRA if find_spec(name) is None]
+    if missing:
+        return _refuse(f'the search needs {", ".join(missing)}, not installed here; run: pip install "autoprune[search]"')
+    from autoprune.search.config import run_composed
+
+    try:
+        run_composed(_search)
+    except UserError as error:
+        return _refuse(str(error))
+    except KeyboardInterrupt:
+        print("autoprune: stopped; finished trials are kept and the same command goes on from here.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _refuse(sentence: str) -> int:
+    print(f"autoprune: {sentence}", file=sys.stderr)
+    return 2
+
+
+def _search(run: "RunSettings") -> None:
+    _check_writable(run.study.folder)
+    from rich.console import Console
+
+    from autoprune.backbones import load_backbone
+    from autoprune.search.progress import RichProgress
+    from autoprune.search.report import write_report
+    from autoprune.search.study import run_study
+    from autoprune.search.tables import relative, result_table
+
+    choice = run.backbone
+    backbone = load_backbone(choice.name, weights=choice.weights, device=choice.device, dtype=choice.dtype)
+    tracker = _tracker(run.tracker, run.study.folder)
+    try:
+        tracker.start(run.composed)
+        with RichProgress() as progress:
+            result = run_study(run.study, backbone=backbone, tracker=tracker, progress=progress)
+            files = write_report(result, backbone)
+        tracker.report(files)
+    finally:
+        tracker.close()
+    console = Console()
+    console.print(result_table(result))
+    console.print(
+        f"Pareto plot: {relative(files.pareto_image)} (and .html); pictures: {relative(result.directory)}/pictures-*.png"
+    )
+    if result.interrupted:
+        raise KeyboardInterrupt
+
+
+def _tracker(choice: "TrackerChoice", folder: Path) -> "NullTracker":
+    from autoprune.search.tracking import NullTracker, WandbTracker
+
+    if choice.name == "none":
+        return NullTracker()
+    return WandbTracker(folder, project=choice.project or "autoprune", say=lambda line: print(line, file=sys.stderr))
+
+
+def _check_writable(folder: Path) -> None:
+    """Raises UserError before any work when nothing can be written to the study folder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"output folder {str(folder)!r} must be writable ({error.strerror}); set study.dir to another."
+        ) from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Honest numbers: latency, memory, device identity, fidelity to dense, paired statistics."""

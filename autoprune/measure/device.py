@@ -1,0 +1,32 @@
+"""Which machine a number was measured on. A latency without this is not a number."""
+
+import platform
+from pathlib import Path
+
+import torch
+
+
+def device_identity(device: torch.device, dtype: torch.dtype) -> dict[str, object]:
+    """Returns type, name, threads, dtype and torch version as JSON values."""
+    cuda = device.type == "cuda"
+    return {
+        "device": device.type,
+        "device_name": torch.cuda.get_device_name(device) if cuda else _processor_name(),
+        "threads": torch.get_num_threads(),
+        "dtype": str(dtype).removeprefix("torch."),
+        "torch": torch.__version__,
+    }
+
+
+def synchronise(device: torch.device) -> None:
+    """Waits until the device has finished everything queued so far."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _processor_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

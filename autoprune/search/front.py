@@ -1,0 +1,59 @@
+"""Non-dominated sets and hypervolume of (latency, loss), both minimised, and which members are worth validating."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
+
+from autoprune.search.records import Measurement, TrialRecord
+
+Point = tuple[float, float]
+_Item = TypeVar("_Item")
+
+
+def non_dominated(items: Iterable[_Item], point: Callable[[_Item], Point]) -> list[_Item]:
+    """Returns the items no other item beats in both objectives, by ascending first objective; equal points keep the first."""
+    front: list[_Item] = []
+    for item in sorted(items, key=point):
+        if not front or point(item)[1] < point(front[-1])[1]:
+            front.append(item)
+    return front
+
+
+def hypervolume(points: Iterable[Point], reference: Point) -> float:
+    """Returns the area that points dominate below the reference point; exact sweep for two minimised objectives."""
+    area, ceiling = 0.0, reference[1]
+    for x, y in sorted(points):
+        if x < reference[0] and y < ceiling:
+            area += (reference[0] - x) * (ceiling - y)
+            ceiling = y
+    return area
+
+
+def objectives(measurement: Measurement) -> Point:
+    """Returns what the sampler minimises: log of latency relative to dense (0 is dense) and loss (0 is dense)."""
+    return math.log(measurement.latency / measurement.dense_latency), measurement.loss
+
+
+def search_front(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """Returns the feasible, complete, non-dominated trials that are faster than dense, fastest first; no controls."""
+    candidates = [
+        trial
+        for trial in trials
+        if trial.state == "complete"
+        and trial.feasible
+        and not trial.source.startswith(("control:", "repeat"))
+        and not trial.policy.is_dense()
+        and trial.measurement.speed_up > 1
+    ]
+    return non_dominated(candidates, lambda trial: objectives(trial.measurement))
+
+
+def most_valuable(trials: Sequence[TrialRecord], count: int) -> list[TrialRecord]:
+    """Returns at most `count` members, picked greedily by the hypervolume they add, in the order given."""
+    chosen: list[TrialRecord] = []
+    reference = (0.0, max((trial.measurement.loss for trial in trials), default=0.0) * 1.1 + 1e-6)
+    while len(chosen) < min(count, len(trials)):
+        taken = [objectives(trial.measurement) for trial in chosen]
+        rest = [trial for trial in trials if trial not in chosen]
+        chosen.append(max(rest, key=lambda trial: hypervolume([*taken, objectives(trial.measurement)], reference)))
+    return [trial for trial in trials if trial in chosen]

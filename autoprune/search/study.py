@@ -1,0 +1,285 @@
+"""The study: presets first, then ask, evaluate, tell; stops cleanly, resumes by the same command, validates its front."""
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from optuna.trial import Trial
+
+from autoprune.backbones import Backbone
+from autoprune.errors import UserError
+from autoprune.measure.device import device_identity
+from autoprune.measure.latency import LatencyTable
+from autoprune.policy import fingerprint
+from autoprune.search.discard import discard_reason
+from autoprune.search.evaluator import Evaluation, Evaluator, GenerationEvaluator
+from autoprune.search.export import write_front, write_trials
+from autoprune.search.folder import StudyFolder
+from autoprune.search.front import search_front
+from autoprune.search.journal import StudyJournal
+from autoprune.search.neighbour import unseen_neighbour
+from autoprune.search.progress import NullProgress
+from autoprune.search.records import Measurement, StudyResult, TrialRecord
+from autoprune.search.sampler import make_sampler
+from autoprune.search.settings import StudySettings
+from autoprune.search.space import Preset, SearchSpace, Target
+from autoprune.search.tracking import NullTracker
+from autoprune.search.validation import REPORT_SECONDS, validate_front
+
+_LOG = logging.getLogger("autoprune")
+MOST_REPEATS = 40
+MOST_FAILURES = 3
+TABLE_FILE = "latency_table.json"
+
+
+def run_study(
+    settings: StudySettings,
+    *,
+    backbone: Backbone,
+    tracker: NullTracker,
+    progress: NullProgress,
+    evaluator: Evaluator | None = None,
+) -> StudyResult:
+    """Runs or continues the study in `settings.folder` and validates its front.
+
+    Ctrl-C ends it with `interrupted` set and everything finished stored; the same call continues. `evaluator` replaces
+    what measures policies. Raises UserError for a folder that is unwritable, in use, or of another study.
+    """
+    target = Target(backbone.name, backbone.depth, backbone.scale_schedule())
+    space = SearchSpace(settings.space, target)
+    presets = space.presets()
+    device = device_identity(backbone.device, backbone.dtype)
+    identity = {
+        "backbone": backbone.name,
+        "weights": backbone.revision,
+        "scale_schedule": fingerprint(target.scale_schedule),
+        "space": settings.space.name,
+        "space_sha256": settings.space.sha256(),
+        "device": device,
+        "settings": settings.measurement_identity(),
+    }
+    with StudyFolder(settings.folder, identity) as folder:
+        if evaluator is None:
+            saved = folder.read_json(TABLE_FILE)
+            evaluator = GenerationEvaluator(backbone, settings, table=saved and LatencyTable.from_plain(saved))
+        study = _Study(settings, folder=folder, space=space, evaluator=evaluator, observers=(tracker, progress))
+        study.result = replace(study.result, backbone=backbone.name, device=device)
+        try:
+            study.search(presets)
+            return study.validated()
+        except KeyboardInterrupt:
+            study.result = replace(study.result, interrupted=True)
+            return study.saved()
+
+
+class _Study:
+    """One run of the loop. `result` grows with every trial; `known` maps policy keys to the first record of each."""
+
+    def __init__(
+        self,
+        settings: StudySettings,
+        *,
+        folder: StudyFolder,
+        space: SearchSpace,
+        evaluator: Evaluator,
+        observers: tuple[NullTracker, NullProgress],
+    ) -> None:
+        self.settings, self.folder, self.space, self.evaluator = settings, folder, space, evaluator
+        self.tracker, self.progress = observers
+        self.started = time.monotonic()
+        self.trials: list[TrialRecord] = []
+        self.first: dict[int, Measurement] = {}
+        self.known: dict[str, TrialRecord] = {}
+        self.repeats = self.failures = 0
+        self.tracker_broken = False
+        self.result = StudyResult("", space.definition.name, {}, None, (), (), folder.path, {})
+
+    def search(self, presets: tuple[Preset, ...]) -> None:
+        """Measures dense, then presets, controls and searched trials until the budget is spent."""
+        self.progress.phase("dense reference", 1)
+        dense = self.evaluator.dense()
+        self.progress.step()
+        self._open_journal(presets)
+        reference = next((trial for trial in self.trials if trial.preset == "dense"), None)
+        self.result = replace(self.result, dense=reference.measurement if reference else dense)
+        self.progress.phase("search", max(1, self.settings.budget.trials - self._spent()))
+        waiting = [preset for preset in presets if preset.vector is not None and f"preset:{preset.name}" not in self._sources()]
+        for _ in range(len(waiting) + self.reclaimed):
+            if self._within_budget():
+                self._one_trial()
+        for preset in presets:
+            if preset.vector is None and f"control:{preset.name}" not in self._sources() and self._within_budget():
+                self._one_control(preset)
+        while self._within_budget():
+            self._one_trial()
+
+    def validated(self) -> StudyResult:
+        """Measures the front on held-out prompts and exports its tiers."""
+        self.result = replace(self.result, trials=tuple(self.trials))
+        self.result = validate_front(
+            self.result, settings=self.settings, folder=self.folder, evaluator=self.evaluator, progress=self.progress
+        )
+        return self.saved()
+
+    def saved(self) -> StudyResult:
+        """Writes everything known so far and returns it."""
+        self.trials.sort(key=lambda trial: trial.number)
+        self.result = replace(self.result, trials=tuple(self.trials))
+        write_trials(self.folder, self.trials)
+        if self.result.dense is not None:
+            write_front(self.folder, self.result, search_front(self.trials))
+        self.folder.write(TABLE_FILE, json.dumps(self.evaluator.state()))
+        return self.result
+
+    def _open_journal(self, presets: tuple[Preset, ...]) -> None:
+        settings, path = self.settings, self.folder.file("study.journal")
+        seed = settings.seed + (path.stat().st_size if path.exists() else 0)
+        self.journal = StudyJournal(path, name=settings.name, sampler=make_sampler(settings.sampler, seed))
+        for record, first in self.journal.records():
+            self._remember(record, first)
+        self.reclaimed = self.journal.reclaim()
+        for preset in presets:
+            source = f"preset:{preset.name}"
+            if preset.vector is not None and not self.journal.waits_or_is_done(source):
+                self.journal.enqueue(preset.vector, source)
+
+    def _one_trial(self) -> None:
+        began = time.monotonic()
+        trial = self.journal.ask(self.space.distributions())
+        source, policy = self.journal.source(trial), self.space.policy(trial.params)
+        record = TrialRecord(trial.number, source, policy, None, False, "failed", 0.0)
+        known = self.known.get(policy.key())
+        if known is not None:
+            self._repeat(trial, record, known)
+            return
+        try:
+            evaluation = self._evaluate(record)
+        except UserError:
+            raise
+        except Exception as error:  # one bad policy (memory, a kernel) must not end the study
+            self._failed(trial, record, error)
+            return
+        self.failures = self.repeats = 0
+        record = self._finished(record, evaluation, began)
+        constraints = self._constraints(evaluation.measurement)
+        self.journal.tell(trial, record, first=evaluation.first, constraints=constraints)
+        self._done(record, evaluation.first)
+
+    def _one_control(self, preset: Preset) -> None:
+        began = time.monotonic()
+        number = self.journal.next_number()
+        record = TrialRecord(number, f"control:{preset.name}", preset.policy, None, False, "failed", 0.0)
+        evaluation = self._evaluate(record)
+        record = self._finished(record, evaluation, began)
+        self.journal.add_control(record, evaluation)
+        self._done(record, evaluation.first)
+
+    def _evaluate(self, record: TrialRecord) -> Evaluation:
+        if record.policy.is_dense():
+            return Evaluation(self.result.dense, self.result.dense)
+        rivals = list(self._rivals()) if self.settings.discard and not record.preset else []
+
+        def stop(first: Measurement) -> str:
+            return discard_reason(first, rivals, self.settings.quality) if rivals else ""
+
+        return self.evaluator.evaluate(record.policy, stop=stop)
+
+    def _rivals(self) -> Iterator[Measurement]:
+        for trial in self.trials:
+            if trial.state == "complete" and trial.feasible and not trial.source.startswith("control:"):
+                yield self.first[trial.number]
+
+    def _finished(self, record: TrialRecord, evaluation: Evaluation, began: float) -> TrialRecord:
+        return replace(
+            record,
+            measurement=evaluation.measurement,
+            feasible=max(self._constraints(evaluation.measurement).values()) <= 0,
+            state="discarded" if evaluation.stopped else "complete",
+            seconds=time.monotonic() - began,
+            note=evaluation.stopped,
+        )
+
+    def _repeat(self, trial: Trial, record: TrialRecord, known: TrialRecord) -> None:
+        """Tells what is known about a policy asked again, and queues an unseen neighbour of the front in its place."""
+        source = record.source if record.preset else "repeat"
+        told = replace(known, number=record.number, source=source, seconds=0.0, note=f"same policy as trial {known.number}")
+        constraints = self._constraints(known.measurement)
+        self.journal.tell(trial, told, first=self.first[known.number], constraints=constraints)
+        self._remember(told, self.first[known.number])
+        self.repeats += 1
+        if not record.preset:
+            vectors = self.journal.vectors([member.number for member in search_front(self.trials)])
+            near = unseen_neighbour(self.space, vectors, known=self.known, seed=record.number)
+            if near is not None:
+                self.journal.enqueue(near, "neighbour")
+
+    def _failed(self, trial: Trial, record: TrialRecord, error: Exception) -> None:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        record = replace(record, note=reason)
+        self.journal.fail(trial, record)
+        _LOG.warning("trial %d failed (%s); the study goes on.", record.number, reason)
+        self.failures += 1
+        self._done(record, None)
+        if self.failures >= MOST_FAILURES:
+            raise error
+
+    def _constraints(self, measurement: Measurement) -> dict[str, float]:
+        """Returns the constraint values, at most 0 where one holds."""
+        quality = self.settings.quality
+        values = {"score_drop": measurement.score_drop - quality.max_score_drop}
+        if quality.max_memory_mb is not None:
+            values["memory_mb"] = measurement.peak_memory_mb - quality.max_memory_mb
+        return values
+
+    def _remember(self, record: TrialRecord, first: Measurement | None) -> None:
+        self.trials.append(record)
+        if first is not None:
+            self.first[record.number] = first
+            if not record.source.startswith("control:"):
+                self.known.setdefault(record.policy.key(), record)
+
+    def _done(self, record: TrialRecord, first: Measurement | None) -> None:
+        self._remember(record, first)
+        self.saved()
+        best = max((trial.measurement.speed_up for trial in search_front(self.trials)), default=1.0)
+        self.progress.trial_done(record, best_speed_up=best, seconds_left=self._seconds_left())
+        if self.tracker_broken:
+            return
+        try:
+            self.tracker.trial_done(record, best_speed_up=best)
+        except Exception as error:  # a tracker error never loses a trial
+            self.tracker_broken = True
+            _LOG.warning("tracker: %s: %s; the study goes on without it.", type(error).__name__, error)
+
+    def _sources(self) -> set[str]:
+        return {trial.source for trial in self.trials}
+
+    def _spent(self) -> int:
+        return sum(trial.source != "repeat" for trial in self.trials)
+
+    def _within_budget(self) -> bool:
+        budget = self.settings.budget
+        if self._spent() >= budget.trials or self.repeats >= MOST_REPEATS:
+            return False
+        return budget.minutes is None or self._elapsed() + self._reserve() < 60 * budget.minutes
+
+    def _elapsed(self) -> float:
+        return time.monotonic() - self.started
+
+    def _reserve(self) -> float:
+        """Returns the seconds that validation and reports will take, a candidate taking two thirds of dense."""
+        policies = self.settings.budget.front + len(self.settings.space.presets)
+        rounds = self.evaluator.validation_steps() + 1
+        return rounds * (1 + policies * 2 / 3) * self.result.dense.latency + REPORT_SECONDS
+
+    def _seconds_left(self) -> float:
+        recent = [trial.seconds for trial in self.trials if trial.source != "repeat" and trial.preset != "dense"][-12:]
+        mean = sum(recent) / len(recent) if recent else self.result.dense.latency
+        left = max(0, self.settings.budget.trials - self._spent()) * mean + self._reserve()
+        minutes = self.settings.budget.minutes
+        return left if minutes is None else max(0.0, min(left, 60 * minutes - self._elapsed()))
+
+

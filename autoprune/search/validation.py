@@ -1,0 +1,78 @@
+"""The end of a study: front members measured again where the search never looked, and the tiers exported from that."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+
+from autoprune.policy import Policy
+from autoprune.search.evaluator import Evaluator
+from autoprune.search.export import export_policy, measured_fields, remove_policies
+from autoprune.search.folder import StudyFolder
+from autoprune.search.front import most_valuable, non_dominated, objectives, search_front
+from autoprune.search.progress import NullProgress
+from autoprune.search.records import FrontMember, Measurement, StudyResult, TrialRecord
+from autoprune.search.settings import StudySettings
+from autoprune.search.tiers import TIER_RULES, choose_tiers
+
+_LOG = logging.getLogger("autoprune")
+REPORT_SECONDS = 25.0
+
+
+def validate_front(
+    result: StudyResult, *, settings: StudySettings, folder: StudyFolder, evaluator: Evaluator, progress: NullProgress
+) -> StudyResult:
+    """Returns the result with its front, presets and table error filled in, and writes policies/*.json.
+
+    Members and presets run interleaved with dense on held-out prompts and seeds. The front holds the members that no
+    other one beats there, and those a tier chose; the search's own numbers go into no policy.
+    """
+    chosen = most_valuable(search_front(result.trials), settings.budget.front)
+    shown = [trial for trial in result.trials if trial.preset and not trial.policy.is_dense() and trial.measurement]
+    policies = {trial.policy.key(): trial.policy for trial in [*chosen, *shown]}
+    remove_policies(folder)
+    if not policies:
+        return result
+    progress.phase("held-out measurement", evaluator.validation_steps())
+    measured = evaluator.validate(policies, step=progress.step)
+    held_out = {trial.number: measured[trial.policy.key()] for trial in chosen}
+    error = _TableCheck(evaluator, result.trials[0].policy)
+    tiers = choose_tiers([held_out[trial.number] for trial in chosen], settings.quality.max_score_drop)
+    for rule in TIER_RULES:
+        if rule.tier not in tiers:
+            _LOG.warning("no validated policy keeps the promise of tier %s; it is not exported.", rule.tier)
+    front, errors = [], []
+    for index, trial in enumerate(chosen):
+        numbers = held_out[trial.number]
+        for rule in (rule for rule in TIER_RULES if tiers.get(rule.tier) == index):
+            checked = error.fields(trial.policy, numbers)
+            errors += checked.values()
+            fields = {**measured_fields(numbers, result.device), **checked}
+            path = export_policy(folder, trial, fields, tier=rule.tier, rule=rule.text(settings.quality.max_score_drop))
+            front.append(FrontMember(trial, numbers, rule.tier, path))
+        if index not in tiers.values() and _survives(trial, held_out, settings):
+            front.append(FrontMember(trial, numbers, "", None))
+    front.sort(key=lambda member: member.held_out.speed_up)
+    presets = {trial.preset: measured[trial.policy.key()] for trial in shown}
+    return replace(result, front=tuple(front), presets=presets, table_error=max(errors, default=None))
+
+
+def _survives(trial: TrialRecord, held_out: Mapping[int, Measurement], settings: StudySettings) -> bool:
+    """Returns whether a member still is feasible, faster than dense, and not beaten by another one."""
+    measured = held_out[trial.number]
+    if measured.score_drop > settings.quality.max_score_drop or measured.speed_up <= 1:
+        return False
+    return trial.number in non_dominated(held_out, lambda number: objectives(held_out[number]))
+
+
+class _TableCheck:
+    """Compares the latency table's speed-up with the measured one."""
+
+    def __init__(self, evaluator: Evaluator, dense: Policy) -> None:
+        self._evaluator, self._dense = evaluator, dense
+
+    def fields(self, policy: Policy, measured: Measurement) -> dict[str, float]:
+        """Returns the relative error of the estimated latency (relative to dense); nothing without a table."""
+        estimate, dense = self._evaluator.estimated_latency(policy), self._evaluator.estimated_latency(self._dense)
+        if estimate is None or dense is None:
+            return {}
+        return {"table_error": abs(estimate / dense * measured.speed_up - 1)}

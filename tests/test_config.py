@@ -1,0 +1,107 @@
+"""The command line composes from anywhere and every mistake in it is one sentence that names the choices."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from autoprune.errors import UserError
+from autoprune.search.config import read_settings, run_composed, yaml_directory
+from autoprune.search.settings import LATENCIES, SAMPLERS
+
+
+def composed(monkeypatch, *overrides):
+    """Returns the settings that `python -m autoprune OVERRIDES` would run with."""
+    monkeypatch.setattr(sys, "argv", ["autoprune", *overrides])
+    runs = []
+    run_composed(runs.append)
+    return runs
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+
+
+def test_defaults_compose_from_any_folder_and_write_nothing_there(monkeypatch, tmp_path):
+    (run,) = composed(monkeypatch)
+    assert (run.backbone.name, run.study.name, run.tracker.name) == ("tiny", "tiny-unified", "wandb")
+    assert run.study.folder == Path("outputs/tiny-unified")
+    assert not list(tmp_path.iterdir())
+
+
+def test_groups_and_values_reach_the_settings(monkeypatch):
+    overrides = ("search_spaces=fastvar", "sampler=tpe", "latency=measured", "budget.trials=7", "study.name=mine", "tracker=none")
+    (run,) = composed(monkeypatch, *overrides)
+    assert run.study.space.name == "fastvar"
+    assert (run.study.sampler.name, run.study.latency.name, run.study.budget.trials) == ("tpe", "measured", 7)
+    assert (run.study.name, run.tracker.name) == ("mine", "none")
+
+
+def test_every_choice_of_every_group_composes(monkeypatch):
+    groups = [path for path in yaml_directory("conf").iterdir() if path.is_dir()] + [yaml_directory("search_spaces")]
+    for group in groups:
+        for choice in group.glob("*.yaml"):
+            (run,) = composed(monkeypatch, f"{group.name}={choice.stem}")
+            assert run.composed[group.name].get("name", choice.stem) == choice.stem
+
+
+def test_every_sampler_and_latency_has_its_file():
+    for group, names in (("sampler", SAMPLERS), ("latency", LATENCIES)):
+        assert {path.stem for path in (yaml_directory("conf") / group).glob("*.yaml")} == set(names)
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("nokey=3", "unknown setting 'nokey'; choose from backbone, budget, latency, "),
+        ("budget.trial=3", "unknown setting 'budget.trial'; choose from front, minutes, trials."),
+        ("+budget.trial=3", "unknown setting 'budget.trial'; "),
+        ("backbone=nope", "unknown backbone 'nope'; choose from tiny"),
+        ("sampler=foo", "unknown sampler 'foo'; choose from gp, nsga2, random, tpe."),
+        ("search_spaces=foo", "unknown search_spaces 'foo'; choose from fastvar, unified."),
+        ("samplers=gp", "unknown setting 'samplers'; choose from "),
+        ("budget.trials=many", "budget.trials must be a valid integer, got 'many'."),
+        ("budget.trials=0", "budget.trials must be at least 1, got 0."),
+        ("quality.max_score_drop=1.5", "quality.max_score_drop must be in [0, 1], got 1.5."),
+        ("tracker.name=mlflow", "tracker.name must be 'wandb' or 'none', got 'mlflow'."),
+        ("search_spaces.dimensions.keep.high=1.2", "keep ratios need 0 < low < high <= 1"),
+        ("study.name=${nothing}", "the settings do not compose (Interpolation key 'nothing' not found); "),
+        ("budget", "the settings do not compose (Error parsing override 'budget'); "),
+    ],
+)
+def test_a_mistake_is_one_sentence(monkeypatch, override, sentence):
+    with pytest.raises(UserError) as caught:
+        composed(monkeypatch, override)
+    assert str(caught.value).startswith(sentence)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_error_of_the_task_keeps_its_own_type(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["autoprune"])
+
+    def task(run):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run_composed(task)
+
+
+def test_settings_below_the_entry_are_plain_data():
+    config = OmegaConf.load(yaml_directory("conf") / "config.yaml")
+    assert "defaults" in config
+    with pytest.raises(UserError):
+        read_settings(OmegaConf.create({"study": {"name": "x"}}))
+
+
+def test_a_user_folder_adds_choices(tmp_path):
+    (tmp_path / "mine" / "budget").mkdir(parents=True)
+    (tmp_path / "mine" / "budget" / "night.yaml").write_text("trials: 500\nminutes: null\nfront: 20\n")
+    command = [sys.executable, "-m", "autoprune", "--config-dir", "mine", "budget=night", "--cfg", "job", "-p", "budget"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=60)
+    assert "trials: 500" in done.stdout, done.stderr

@@ -1,0 +1,85 @@
+"""Plots, pictures and the final table show every kind of point of a study."""
+
+import io
+import json
+import re
+
+import numpy as np
+import torch
+from example_study import policy, study_result
+from PIL import Image
+from rich.console import Console
+
+from autoprune.search.picture_grid import save_picture_grid
+from autoprune.search.plots import save_pareto_image, save_pareto_page
+from autoprune.search.progress import RichProgress
+from autoprune.search.tables import result_table, schedule_lines
+
+LABELS = {"dense", "fastvar", "fastvar-hart", "fastvar-hart-random", "lossless, high", "balanced", "fast"}
+
+
+def page_traces(text: str) -> list[dict]:
+    return json.loads(re.search(r"Plotly\.newPlot\(\s*\"[^\"]+\",\s*(\[.*?\]),\s*\{\"", text, re.DOTALL)[1])
+
+
+def test_the_page_marks_dense_presets_control_and_tiers_and_shows_schedules(tmp_path):
+    text = save_pareto_page(study_result(tmp_path), tmp_path / "pareto.html").read_text()
+    traces = page_traces(text)
+    assert {label for trace in traces for label in trace["text"] if label} == LABELS
+    hovers = [hover for trace in traces for hover in trace["hovertext"]]
+    assert any("scale 6 (16x16): keep 80 % (dc, sublayer, layers 1-4, bicubic from scale 4)" in hover for hover in hovers)
+    assert "plotly.js v" in text, "the page needs no network"
+
+
+def test_presets_stand_where_the_held_out_prompts_put_them(tmp_path):
+    traces = page_traces(save_pareto_page(study_result(tmp_path), tmp_path / "pareto.html").read_text())
+    (preset,) = [trace for trace in traces if trace["name"].startswith("preset")]
+    assert dict(zip(preset["text"], preset["x"], strict=True)) == {"fastvar": 1.88, "fastvar-hart": 1.47}
+
+
+def test_the_image_is_drawn(tmp_path):
+    image = np.asarray(Image.open(save_pareto_image(study_result(tmp_path), tmp_path / "pareto.png")).convert("RGB"))
+    assert image.shape == (825, 1350, 3)
+    assert len(np.unique(image.reshape(-1, 3), axis=0)) > 100
+
+
+def test_the_picture_grid_shows_dense_policy_and_their_difference(tmp_path):
+    dense, pruned = torch.zeros(2, 3, 128, 128), torch.zeros(2, 3, 128, 128)
+    dense[0, 0], pruned[1] = 1.0, 0.2
+    path = save_picture_grid(tmp_path / "grid.png", dense=dense, pruned=pruned, prompts=["one", "two"], title="fast")
+    grid = np.asarray(Image.open(path))
+    height, width = grid.shape[:2]
+    middles = [[tuple(grid[height - 128 - row * 266, width - 138 - column * 266]) for column in (2, 1, 0)] for row in (1, 0)]
+    assert middles[0] == [(255, 0, 0), (0, 0, 0), (255, 255, 255)]
+    assert middles[1] == [(0, 0, 0), (51, 51, 51), (153, 153, 153)]
+
+
+def test_the_table_has_a_row_a_tier_and_a_preset(tmp_path):
+    text = io.StringIO()
+    Console(file=text, width=120).print(result_table(study_result(tmp_path)))
+    shown = text.getvalue()
+    for tier in ("lossless", "high", "balanced", "fast"):
+        assert re.search(rf"{tier} .*x .*\[.*\].* MB .*policies/{tier}\.json", shown)
+    assert re.search(r"preset fastvar +1\.88x +0\.280 +\+9\.0 \[\+7\.0, \+11\.0\]", shown)
+
+
+def test_a_schedule_reads_as_one_line_a_decision():
+    lines = schedule_lines(policy(0.5, 0.25, cond_from=5, skip=1))
+    assert lines == [
+        "scale 5 (12x12): keep 50 % (dc, sublayer, area from scale 4)",
+        "from scale 5: cond branch only",
+        "last 1 scale skipped",
+    ]
+    assert schedule_lines(policy(1, 1)) == ["dense"]
+
+
+def test_progress_shows_the_best_speed_up_and_the_time_left(tmp_path):
+    text = io.StringIO()
+    result = study_result(tmp_path)
+    with RichProgress(Console(file=text, width=120, force_terminal=True)) as progress:
+        progress.phase("search", len(result.trials))
+        for trial in result.trials:
+            progress.trial_done(trial, 1.83, 65.0)
+        progress.finish(result)
+    assert "best 1.83x, 1:05 left" in text.getvalue()
+    assert "11/11" in text.getvalue()
