@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from autoprune.errors import UserError
 
 if TYPE_CHECKING:
-    from autoprune.search.config import RunSettings, TrackerChoice
+    from autoprune.search.config import RunSettings
     from autoprune.search.tracking import NullTracker
 
 _SEARCH_EXTRA = (
@@ -61,30 +61,29 @@ def _search(run: "RunSettings") -> None:
 
     choice = run.backbone
     backbone = load_backbone(choice.name, weights=choice.weights, device=choice.device, dtype=choice.dtype)
-    tracker = _tracker(run.tracker, run.study.folder)
+    tracker = _tracker(run)
     try:
-        tracker.start(run.composed)
         with RichProgress() as progress:
             result = run_study(run.study, backbone=backbone, tracker=tracker, progress=progress)
-            files = write_report(result, backbone)
-        tracker.report(files)
+        if result.interrupted:
+            raise KeyboardInterrupt
+        files = write_report(result, backbone)
+        tracker.finish(result, files)
     finally:
         tracker.close()
     console = Console()
     console.print(result_table(result))
-    console.print(
-        f"Pareto plot: {relative(files.pareto_image)} (and .html); pictures: {relative(result.directory)}/pictures-*.png"
-    )
-    if result.interrupted:
-        raise KeyboardInterrupt
+    plot, pictures = relative(files.pareto_image), relative(result.directory / "pictures-*.png")
+    console.print(f"Pareto plot: {plot} (and .html); pictures: {pictures}")
 
 
-def _tracker(choice: "TrackerChoice", folder: Path) -> "NullTracker":
+def _tracker(run: "RunSettings") -> "NullTracker":
     from autoprune.search.tracking import NullTracker, WandbTracker
 
-    if choice.name == "none":
+    if run.tracker.name == "none":
         return NullTracker()
-    return WandbTracker(folder, project=choice.project or "autoprune", say=lambda line: print(line, file=sys.stderr))
+    project, folder = run.tracker.project or "autoprune", run.study.folder
+    return WandbTracker(folder, project=project, settings=run.composed, say=lambda line: print(line, file=sys.stderr))
 
 
 def _check_writable(folder: Path) -> None:

@@ -66,7 +66,7 @@ def study_result(directory: Path) -> StudyResult:
     tiers = zip((4, 4, 5, 6, 7), ("lossless", "high", "balanced", "", "fast"), strict=True)
     front = [_member(trials[number], tier, directory) for number, tier in tiers]
     presets = {"fastvar": measured(1.88, 0.28, 0.09), "fastvar-hart": measured(1.47, 0.25)}
-    device = {"name": "2-core test CPU"}
+    device = {"device_name": "2-core test CPU"}
     return StudyResult("tiny", "unified", device, DENSE, tuple(trials), tuple(front), directory, presets)
 
 

@@ -35,11 +35,11 @@ def test_defaults_compose_from_any_folder_and_write_nothing_there(monkeypatch, t
 
 
 def test_groups_and_values_reach_the_settings(monkeypatch):
-    overrides = ("search_spaces=fastvar", "sampler=tpe", "latency=measured", "budget.trials=7", "study.name=mine", "tracker=none")
+    overrides = ("search_spaces=fastvar", "sampler=tpe", "latency=measured", "budget.trials=7", "study.name=a", "tracker=none")
     (run,) = composed(monkeypatch, *overrides)
     assert run.study.space.name == "fastvar"
     assert (run.study.sampler.name, run.study.latency.name, run.study.budget.trials) == ("tpe", "measured", 7)
-    assert (run.study.name, run.tracker.name) == ("mine", "none")
+    assert (run.study.name, run.tracker.name) == ("a", "none")
 
 
 def test_every_choice_of_every_group_composes(monkeypatch):

@@ -79,7 +79,6 @@ def test_progress_shows_the_best_speed_up_and_the_time_left(tmp_path):
     with RichProgress(Console(file=text, width=120, force_terminal=True)) as progress:
         progress.phase("search", len(result.trials))
         for trial in result.trials:
-            progress.trial_done(trial, 1.83, 65.0)
-        progress.finish(result)
+            progress.trial_done(trial, best_speed_up=1.83, seconds_left=65.0)
     assert "best 1.83x, 1:05 left" in text.getvalue()
     assert "11/11" in text.getvalue()

@@ -27,17 +27,15 @@ def record(tracker: NullTracker, folder: Path) -> None:
         picture_grids=(folder / "pareto.png",),
         policies=tuple(member.policy_path for member in result.front if member.policy_path),
     )
-    tracker.start({"budget": {"trials": 11}})
     for trial in result.trials:
-        tracker.trial_done(trial, 1.5, 10.0)
-    tracker.finish(result)
-    tracker.report(files)
+        tracker.trial_done(trial, best_speed_up=1.5)
+    tracker.finish(result, files)
     tracker.close()
 
 
 def test_without_a_key_the_run_is_offline_and_holds_trials_table_pictures_and_policies(no_key, tmp_path):
     lines = []
-    record(WandbTracker(tmp_path, project="autoprune", say=lines.append), tmp_path)
+    record(WandbTracker(tmp_path, project="autoprune", settings={"budget": {"trials": 11}}, say=lines.append), tmp_path)
     assert len(lines) == 1 and "offline" in lines[0] and "wandb sync" in lines[0]
     wandb.teardown()  # waits until the writing process has written
     (path,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
@@ -57,7 +55,7 @@ def test_a_failing_tracker_is_reported_once_and_never_raises(no_key, tmp_path, m
 
     monkeypatch.setattr(wandb, "init", refuse)
     lines = []
-    record(WandbTracker(tmp_path, project="autoprune", say=lines.append), tmp_path)
+    record(WandbTracker(tmp_path, project="autoprune", settings={"budget": {"trials": 11}}, say=lines.append), tmp_path)
     assert lines == ["tracker: W&B failed (RuntimeError: no space left); the study goes on without it."]
 
 

@@ -81,7 +81,14 @@ def scale_key(scale: ScalePlan) -> str:
     parts = [f"scale{scale.index}", f"kept{scale.kept}", "both" if scale.branch == "both" else "single"]
     if scale.pruning is not None:
         rule = scale.pruning
-        parts += [rule.scorer, rule.granularity, f"sites{len(scale.pruned_sites)}", rule.rows, rule.restorer, rule.interpolation]
+        parts += [
+            rule.scorer,
+            rule.granularity,
+            f"sites{len(scale.pruned_sites)}",
+            rule.rows,
+            rule.restorer,
+            rule.interpolation,
+        ]
     return "/".join(parts)
 
 

@@ -89,9 +89,7 @@ def export_policy(folder: StudyFolder, trial: TrialRecord, measured: Mapping[str
         "seed": study.get("settings", {}).get("seed"),
         "rule": rule,
     }
-    policy = replace(
-        trial.policy, name=f"{folder.path.name}-{tier}", tier=tier, measured=dict(measured), provenance=provenance
-    )
+    policy = replace(trial.policy, name=f"{folder.path.name}-{tier}", tier=tier, measured=dict(measured), provenance=provenance)
     return policy.save(folder.file(f"policies/{tier}.json"))
 
 

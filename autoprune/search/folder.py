@@ -36,7 +36,9 @@ class StudyFolder:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UserError(f"study folder {str(self.path)!r} is in use by another run; wait for it or set study.name.") from None
+            raise UserError(
+                f"study folder {str(self.path)!r} is in use by another run; wait for it or set study.name."
+            ) from None
         self._check_identity()
         return self
 
@@ -67,7 +69,9 @@ class StudyFolder:
         """Compares with study.json, or writes it. A journal without study.json is not ours to continue."""
         known = self.read_json("study.json")
         if known is None and self.file("study.journal").exists():
-            raise UserError(f"study folder {str(self.path)!r} has a journal but no readable study.json; set another study.name.")
+            raise UserError(
+                f"study folder {str(self.path)!r} has a journal but no readable study.json; set another study.name."
+            )
         for key, what in _ASPECTS.items() if known is not None else ():
             if known.get(key) != self._identity.get(key):
                 raise UserError(

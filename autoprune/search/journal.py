@@ -1,6 +1,5 @@
 """Trials in and out of the Optuna journal, the one place a study is stored. Everything a record holds travels along."""
 
-import logging
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
@@ -25,7 +24,6 @@ class StudyJournal:
 
     def __init__(self, path: Path, *, name: str, sampler: BaseSampler) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        logging.getLogger("optuna").propagate = False
         self._study = optuna.create_study(
             storage=JournalStorage(JournalFileBackend(str(path))),
             study_name=name,

@@ -36,5 +36,3 @@ def _draw(distribution: BaseDistribution, rng: np.random.Generator) -> float | i
     steps = round((distribution.high - distribution.low) / distribution.step)
     value = distribution.low + distribution.step * int(rng.integers(steps + 1))
     return int(value) if isinstance(distribution.low, int) else min(round(value, 9), distribution.high)
-
-

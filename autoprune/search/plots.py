@@ -96,7 +96,7 @@ def save_pareto_page(result: StudyResult, path: Path) -> Path:
 
 
 def _title(result: StudyResult) -> str:
-    device = result.device.get("name", "this machine")
+    device = result.device.get("device_name", "this machine")
     return f"{result.backbone} / {result.space}, {len(result.trials)} trials, batch {result.dense.batch}, {device}"
 
 

@@ -6,7 +6,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
-from autoprune.search.records import StudyResult, TrialRecord
+from autoprune.search.records import TrialRecord
 
 
 class NullProgress:
@@ -21,14 +21,11 @@ class NullProgress:
     def phase(self, name: str, total: int) -> None:
         """Begins the next phase (`total` steps) and closes the one before."""
 
-    def advance(self, count: int = 1) -> None:
-        """Counts finished steps of the current phase."""
+    def step(self) -> None:
+        """Counts one finished step of the current phase."""
 
-    def trial_done(self, record: TrialRecord, best_speed_up: float, seconds_left: float) -> None:
-        """Counts one finished trial."""
-
-    def finish(self, result: StudyResult) -> None:
-        """Closes the last phase of a study that ran to its end."""
+    def trial_done(self, record: TrialRecord, *, best_speed_up: float, seconds_left: float | None) -> None:
+        """Counts one finished trial; `seconds_left` is None while it is unknown."""
 
 
 class RichProgress(NullProgress):
@@ -55,20 +52,18 @@ class RichProgress(NullProgress):
         self._close_phase()
         self._task = self._bars.add_task(name, total=max(total, 1), note="")
 
-    def advance(self, count: int = 1) -> None:
+    def step(self) -> None:
         if self._task is not None:
-            self._bars.advance(self._task, count)
+            self._bars.advance(self._task)
 
-    def trial_done(self, record: TrialRecord, best_speed_up: float, seconds_left: float) -> None:
+    def trial_done(self, record: TrialRecord, *, best_speed_up: float, seconds_left: float | None) -> None:
         if self._task is not None:
-            self._bars.update(self._task, advance=1, note=f"best {best_speed_up:.2f}x, {clock(seconds_left)} left")
-
-    def finish(self, result: StudyResult) -> None:
-        self._close_phase()
+            left = "" if seconds_left is None else f", {clock(seconds_left)} left"
+            self._bars.update(self._task, advance=1, note=f"best {best_speed_up:.2f}x{left}")
 
     def _close_phase(self) -> None:
         if self._task is not None:
-            self._bars.update(self._task, completed=self._bars.tasks[-1].total)
+            self._bars.update(self._task, total=max(self._bars.tasks[-1].completed, 1))
 
 
 def clock(seconds: float) -> str:

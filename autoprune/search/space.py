@@ -117,7 +117,9 @@ class SearchSpace:
         flat = self.distributions()
         for name, value in vector.items():
             if name in flat and not flat[name]._contains(flat[name].to_internal_repr(value)):
-                raise UserError(f"preset {setting.name} sets {name} to {value}, outside the space {flat[name]}; widen the space.")
+                raise UserError(
+                    f"preset {setting.name} sets {name} to {value}, outside the space {flat[name]}; widen the space."
+                )
             if name not in flat and value != self._fixed(name):
                 raise UserError(f"preset {setting.name} sets {name} to {value}, which this space does not free; free it.")
         return Preset(setting.name, setting.source, self.policy(vector), {name: vector[name] for name in flat})

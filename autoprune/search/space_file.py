@@ -30,7 +30,9 @@ class KeepRange:
     def __post_init__(self) -> None:
         _share("keep.last_scales", self.last_scales)
         if not 0 < self.low < self.high <= 1 or self.step <= 0:
-            raise UserError(f"keep ratios need 0 < low < high <= 1 and a step above 0, got {self.low}, {self.high}, {self.step}.")
+            raise UserError(
+                f"keep ratios need 0 < low < high <= 1 and a step above 0, got {self.low}, {self.high}, {self.step}."
+            )
 
 
 @dataclass(frozen=True)

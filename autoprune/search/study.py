@@ -5,7 +5,6 @@ import logging
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 from optuna.trial import Trial
 
@@ -281,5 +280,3 @@ class _Study:
         left = max(0, self.settings.budget.trials - self._spent()) * mean + self._reserve()
         minutes = self.settings.budget.minutes
         return left if minutes is None else max(0.0, min(left, 60 * minutes - self._elapsed()))
-
-

@@ -23,8 +23,9 @@ def result_table(result: StudyResult) -> Table:
         file = member.policy_path.relative_to(result.directory) if member.policy_path else "-"
         table.add_row(member.tier, *_numbers(member.held_out), str(file))
     table.add_section()
+    kinds = {trial.preset: trial.source.partition(":")[0] for trial in result.trials if trial.preset}
     for name, measured in result.presets.items():
-        table.add_row(f"preset {name}", *_numbers(measured), "-", style="dim")
+        table.add_row(f"{kinds.get(name, 'preset')} {name}", *_numbers(measured), "-", style="dim")
     if not result.front:
         table.caption = "no policy met the quality constraints: raise quality.max_score_drop or budget.trials."
     return table
@@ -56,7 +57,7 @@ def drop_text(measured: Measurement) -> str:
 
 
 def _title(result: StudyResult) -> str:
-    return f"{result.backbone} / {result.space}: {len(result.trials)} trials on {result.device.get('name', 'this machine')}"
+    return f"{result.backbone} / {result.space}: {len(result.trials)} trials on {result.device.get('device_name', 'this machine')}"
 
 
 def _numbers(measured: Measurement) -> tuple[str, ...]:

@@ -22,7 +22,9 @@ class TierRule:
 
     def text(self, max_score_drop: float) -> str:
         """Returns the rule as one sentence, which every exported policy carries."""
-        drop = "a scene-score drop whose 95 % interval includes zero" if self.no_drop else f"a scene-score drop of at most {max_score_drop:g}"
+        drop = f"a scene-score drop of at most {max_score_drop:g}"
+        if self.no_drop:
+            drop = "a scene-score drop whose 95 % interval includes zero"
         loss = "" if self.max_loss >= 1 else f" and a loss (1 - SSIM to dense) of at most {self.max_loss:g}"
         return f"the fastest validated policy with {drop}{loss}, on held-out prompts and seeds"
 

@@ -10,8 +10,12 @@ import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from autoprune.search.records import StudyResult, TrialRecord
+
+if TYPE_CHECKING:
+    from wandb import Run
 
 _COLUMNS = ("number", "source", "state", "feasible", "latency", "speed_up", "loss", "score_drop", "seconds", "schedule")
 
@@ -29,51 +33,40 @@ class ReportFiles:
 class NullTracker:
     """Records nothing."""
 
-    def start(self, settings: Mapping[str, object]) -> None:
-        """Begins the run of a study; `settings` is the whole composed configuration as plain data."""
-
-    def trial_done(self, record: TrialRecord, best_speed_up: float, seconds_left: float) -> None:
+    def trial_done(self, record: TrialRecord, *, best_speed_up: float) -> None:
         """Records one finished trial."""
 
-    def finish(self, result: StudyResult) -> None:
-        """Records the table of all trials and the front."""
-
-    def report(self, files: ReportFiles) -> None:
-        """Records plots, pictures and policy files."""
+    def finish(self, result: StudyResult, files: ReportFiles) -> None:
+        """Records the table of all trials, the front, plots, pictures and policy files."""
 
     def close(self) -> None:
         """Ends the run, whether or not the study reached its end."""
 
 
 class WandbTracker(NullTracker):
-    """One W&B run whose step is the trial number.
+    """One W&B run whose step is the trial number; it begins with the first trial it is told.
 
-    Without an API key (environment or netrc) the run is offline. Its files go below `directory`, the study folder,
-    whose name is the run's name. `say` gets the one line that tells the user so, or that the tracker failed.
+    `directory` is the study folder; its name is the run's. `settings` is the configuration as plain data. Without an
+    API key (environment or netrc) the run is offline. `say` gets the one line that tells so, or that W&B failed.
     """
 
-    def __init__(self, directory: Path, *, project: str, say: Callable[[str], None]) -> None:
-        self._directory, self._project, self._say = directory, project, say
+    def __init__(self, directory: Path, *, project: str, settings: Mapping[str, object], say: Callable[[str], None]) -> None:
+        self._directory, self._project, self._settings, self._say = directory, project, dict(settings), say
         self._run, self._broken = None, False
 
-    def start(self, settings: Mapping[str, object]) -> None:
-        self._guarded(lambda: self._start(settings))
-
-    def trial_done(self, record: TrialRecord, best_speed_up: float, seconds_left: float) -> None:
+    def trial_done(self, record: TrialRecord, *, best_speed_up: float) -> None:
         values = {f"trial/{key}": value for key, value in _numbers(record).items()}
         values |= {"trial/feasible": int(record.feasible), "study/best_speed_up": best_speed_up}
-        self._guarded(lambda: self._run.log(values, step=record.number))
+        self._guarded(lambda: self._started().log(values, step=record.number))
 
-    def finish(self, result: StudyResult) -> None:
+    def finish(self, result: StudyResult, files: ReportFiles) -> None:
         self._guarded(lambda: self._log_result(result))
-
-    def report(self, files: ReportFiles) -> None:
         self._guarded(lambda: self._log_files(files))
 
     def close(self) -> None:
         if self._run is not None:
-            run, self._run = self._run, None
-            self._guarded(run.finish)
+            self._guarded(self._run.finish)
+            self._run = None
 
     def _guarded(self, action: Callable[[], object]) -> None:
         if self._broken:
@@ -85,24 +78,26 @@ class WandbTracker(NullTracker):
             reason = (str(error).splitlines() or ["no message"])[0]
             self._say(f"tracker: W&B failed ({type(error).__name__}: {reason}); the study goes on without it.")
 
-    def _start(self, settings: Mapping[str, object]) -> None:
-        import wandb
+    def _started(self) -> "Run":
+        if self._run is None:
+            import wandb
 
-        mode = os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
-        self._directory.mkdir(parents=True, exist_ok=True)
-        self._run = wandb.init(
-            project=self._project,
-            name=self._directory.name,
-            id=self._run_id(),
-            resume="allow" if mode == "online" else None,
-            dir=str(self._directory),
-            mode=mode,
-            job_type="search",
-            config=dict(settings),
-            settings=wandb.Settings(silent=True, console="off"),
-        )
-        if mode == "offline":
-            self._say(f"tracker: no W&B key, so the run is offline; upload it with `wandb sync {Path(self._run.dir).parent}`.")
+            mode = os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
+            self._run = wandb.init(
+                project=self._project,
+                name=self._directory.name,
+                id=self._run_id(),
+                resume="allow" if mode == "online" else None,
+                dir=str(self._directory),
+                mode=mode,
+                job_type="search",
+                config=self._settings,
+                settings=wandb.Settings(silent=True, console="off"),
+            )
+            if mode == "offline":
+                where = Path(self._run.dir).parent
+                self._say(f"tracker: no W&B key, so the run is offline; upload it with `wandb sync {where}`.")
+        return self._run
 
     def _run_id(self) -> str:
         """Returns the id this study's run has had since its first start, so that a resumed study stays one run."""
@@ -114,11 +109,11 @@ class WandbTracker(NullTracker):
     def _log_result(self, result: StudyResult) -> None:
         import wandb
 
-        rows = [_row(record) for record in result.trials]
-        self._run.log({"trials": wandb.Table(columns=list(_COLUMNS), data=rows)})
+        run, rows = self._started(), [_row(record) for record in result.trials]
+        run.log({"trials": wandb.Table(columns=list(_COLUMNS), data=rows)})
         for member in filter(lambda member: member.tier, result.front):
-            self._run.summary[f"{member.tier}/speed_up"] = member.held_out.speed_up
-            self._run.summary[f"{member.tier}/loss"] = member.held_out.loss
+            run.summary[f"{member.tier}/speed_up"] = member.held_out.speed_up
+            run.summary[f"{member.tier}/loss"] = member.held_out.loss
 
     def _log_files(self, files: ReportFiles) -> None:
         import wandb
@@ -126,11 +121,11 @@ class WandbTracker(NullTracker):
         shown: dict[str, object] = {f"pictures/{path.stem}": wandb.Image(str(path)) for path in files.picture_grids}
         shown["pareto"] = wandb.Image(str(files.pareto_image))
         shown["pareto_page"] = wandb.Html(files.pareto_page.read_text(), inject=False)
-        self._run.log(shown)
+        self._started().log(shown)
         for path in files.policies:
             artifact = wandb.Artifact(f"{self._directory.name}-{path.stem}", type="autoprune-policy")
             artifact.add_file(str(path))
-            self._run.log_artifact(artifact)
+            self._started().log_artifact(artifact)
 
 
 def _has_key() -> bool:

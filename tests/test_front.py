@@ -1,0 +1,91 @@
+"""Fronts and hypervolume against brute force."""
+
+import numpy as np
+import pytest
+
+from autoprune.policy import Policy
+from autoprune.search.front import hypervolume, most_valuable, non_dominated, objectives, search_front
+from autoprune.search.records import Measurement, TrialRecord
+
+SCHEDULE = ((1, 1, 1), (1, 2, 2), (1, 4, 4))
+
+
+def measured(latency: float, loss: float) -> Measurement:
+    fields = dict.fromkeys(("latency_spread", "ssim", "psnr", "score_dense", "score", "score_drop", "peak_memory_mb"), 0.0)
+    return Measurement(
+        latency=latency,
+        dense_latency=1.0,
+        speed_up=1 / latency,
+        loss=loss,
+        score_drop_interval=(0.0, 0.0),
+        prompts=8,
+        seed=0,
+        batch=8,
+        latency_source="measured",
+        **fields,
+    )
+
+
+def record(number: int, latency: float, loss: float, **changes: object) -> TrialRecord:
+    policy = Policy("tiny", 6, SCHEDULE, skip_last=1)
+    fields = {"source": "sampler", "feasible": True, "state": "complete", "seconds": 1.0} | changes
+    return TrialRecord(number=number, policy=policy, measurement=measured(latency, loss), **fields)
+
+
+def brute_force_front(points: np.ndarray) -> set[tuple[float, float]]:
+    def beaten(p: np.ndarray) -> bool:
+        return any((q <= p).all() and (q < p).any() for q in points)
+
+    return {tuple(p) for p in points if not beaten(p)}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_non_dominated_is_the_brute_force_set(seed: int) -> None:
+    points = np.random.default_rng(seed).integers(0, 12, (40, 2)).astype(float)
+    found = non_dominated([tuple(p) for p in points], lambda p: p)
+    assert set(found) == brute_force_front(points)
+    assert found == sorted(found) and len(found) == len(set(found))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_hypervolume_is_the_brute_force_area(seed: int) -> None:
+    points = np.random.default_rng(seed).integers(0, 20, (15, 2)).astype(float)
+    reference = (18.0, 16.0)
+    cells = [(x + 0.5, y + 0.5) for x in range(18) for y in range(16)]
+    area = sum(any(px < x and py < y for px, py in points) for x, y in cells)
+    assert hypervolume([tuple(p) for p in points], reference) == area
+
+
+def test_hypervolume_agrees_with_optunas() -> None:
+    from optuna._hypervolume import compute_hypervolume
+
+    points = np.random.default_rng(9).random((30, 2))
+    assert hypervolume([tuple(p) for p in points], (0.9, 0.8)) == pytest.approx(
+        compute_hypervolume(points[(points < (0.9, 0.8)).all(axis=1)], np.array([0.9, 0.8]))
+    )
+
+
+def test_objectives_of_dense_are_zero() -> None:
+    assert objectives(measured(1.0, 0.0)) == (0.0, 0.0)
+
+
+def test_search_front_leaves_out_what_must_not_be_exported() -> None:
+    good = record(1, 0.5, 0.1)
+    out = [
+        record(2, 0.4, 0.05, source="control:random"),
+        record(3, 0.4, 0.05, source="repeat"),
+        record(4, 0.4, 0.05, feasible=False),
+        record(5, 0.4, 0.05, state="discarded"),
+        record(6, 1.1, 0.01),
+        record(7, 0.6, 0.2),
+    ]
+    assert search_front([*out, good]) == [good]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_most_valuable_is_the_greedy_choice_by_added_area(count: int) -> None:
+    trials = [record(index, latency, loss) for index, (latency, loss) in enumerate([(0.9, 0.01), (0.5, 0.1), (0.49, 0.101), (0.2, 0.4)])]
+    chosen = most_valuable(trials, count)
+    assert len(chosen) == count and chosen == [trial for trial in trials if trial in chosen]
+    if count == 3:
+        assert {trials[1], trials[2]} - set(chosen), "near twins add least"

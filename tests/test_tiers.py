@@ -1,0 +1,33 @@
+"""The tier rules on hand-made held-out measurements."""
+
+from dataclasses import replace
+
+from autoprune.search.tiers import TIER_RULES, choose_tiers
+from tests.test_front import measured
+
+
+def held_out(latency: float, loss: float, drop: float, low: float):  # noqa: ANN201
+    return replace(measured(latency, loss), score_drop=drop, score_drop_interval=(low, drop + 0.05))
+
+
+def test_each_tier_is_the_fastest_that_keeps_its_promise() -> None:
+    members = [
+        held_out(0.8, 0.02, 0.0, -0.02),
+        held_out(0.6, 0.08, 0.01, -0.01),
+        held_out(0.4, 0.20, 0.02, -0.001),
+        held_out(0.3, 0.30, 0.04, 0.01),
+        held_out(0.2, 0.40, 0.20, 0.1),
+    ]
+    assert choose_tiers(members, 0.05) == {"lossless": 0, "high": 1, "balanced": 2, "fast": 3}
+
+
+def test_a_looser_tier_falls_back_to_the_stricter_member_and_an_unkeepable_one_is_missing() -> None:
+    assert choose_tiers([held_out(0.8, 0.02, 0.0, -0.02)], 0.05) == dict.fromkeys(("lossless", "high", "balanced", "fast"), 0)
+    assert choose_tiers([held_out(0.5, 0.3, 0.04, 0.01)], 0.05) == {"fast": 0}
+    assert choose_tiers([held_out(1.2, 0.01, 0.0, -0.02)], 0.05) == {}
+
+
+def test_rules_say_what_they_promise() -> None:
+    assert [rule.tier for rule in TIER_RULES] == ["lossless", "high", "balanced", "fast"]
+    assert "interval includes zero and a loss (1 - SSIM to dense) of at most 0.05" in TIER_RULES[0].text(0.05)
+    assert "at most 0.07" in TIER_RULES[3].text(0.07)
