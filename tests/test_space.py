@@ -117,7 +117,7 @@ def test_single_branch_counts_from_the_last_scale_that_runs() -> None:
 
 def test_the_cache_scale_never_reaches_below_the_first_scale() -> None:
     short = SearchSpace(read_space(FILES[1]), Target("tiny", 6, ((1, 1, 1), (1, 2, 2), (1, 4, 4))))
-    vector = dict(short.presets()[0].vector) | {f"keep_{scale}": 0.5 for scale in short.prunable} | {"cache_before": 3}
+    vector = {f"keep_{scale}": 0.5 for scale in short.prunable} | {"cache_before": 3}
     assert {pruning.cache_scale for pruning in short.policy(vector).scales.values()} == {0}
 
 

@@ -1,27 +1,13 @@
-"""The one attention function: flash-attn where it is installed and usable, explicit products on CPUs, SDPA elsewhere."""
+"""The one attention function: flash-attn where it is installed and usable, explicit products on CPUs, SDPA elsewhere.
+
+`python -m autoprune.bench` times explicit products against SDPA on a backbone's own shapes.
+"""
 
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-
-
-@lru_cache(maxsize=1)
-def _flash_function():  # noqa: ANN202 (an optional package has no type here)
-    try:
-        from flash_attn import flash_attn_func
-    except ImportError:
-        return None
-    return flash_attn_func
-
-
-def attention_backend(q: Tensor, mask: Tensor | None) -> str:
-    """Returns which implementation `attend` uses for these inputs: flash, explicit or sdpa."""
-    if q.device.type == "cpu":
-        return "explicit"
-    usable = q.dtype in (torch.float16, torch.bfloat16) and mask is None and q.shape[-1] <= 256
-    return "flash" if usable and _flash_function() is not None else "sdpa"
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float, mask: Tensor | None = None) -> Tensor:
@@ -32,10 +18,36 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float, mask: Tensor | None
     backend = attention_backend(q, mask)
     if backend == "flash":
         return _flash_function()(*(x.transpose(1, 2) for x in (q, k, v)), softmax_scale=scale).transpose(1, 2)
-    if backend == "sdpa":
-        mask = None if mask is None else mask.to(q.dtype)
-        return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    function = explicit_attention if backend == "explicit" else sdpa_attention
+    return function(q, k, v, scale=scale, mask=mask)
+
+
+def attention_backend(q: Tensor, mask: Tensor | None) -> str:
+    """Returns which implementation `attend` uses for these inputs: flash, explicit or sdpa."""
+    if q.device.type == "cpu":
+        return "explicit"
+    usable = q.dtype in (torch.float16, torch.bfloat16) and mask is None and q.shape[-1] <= 256
+    return "flash" if usable and _flash_function() is not None else "sdpa"
+
+
+def explicit_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, mask: Tensor | None = None) -> Tensor:
+    """Two products around a softmax, as `attend`."""
     scores = (q * scale if scale != 1.0 else q) @ k.transpose(-1, -2)
     if mask is not None:
         scores = scores + mask.to(scores.dtype)
     return scores.softmax(dim=-1) @ v
+
+
+def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, mask: Tensor | None = None) -> Tensor:
+    """PyTorch's fused attention, as `attend`."""
+    mask = None if mask is None else mask.to(q.dtype)
+    return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+
+
+@lru_cache(maxsize=1)
+def _flash_function():  # noqa: ANN202 (an optional package has no type here)
+    try:
+        from flash_attn import flash_attn_func
+    except ImportError:
+        return None
+    return flash_attn_func

@@ -68,7 +68,6 @@ class QuantisationStep:
     """One scale of the residual quantiser: `residual` [B, bits, h, w] before the sign, `latent` the sum after it."""
 
     residual: Tensor
-    codes: Tensor
     latent: Tensor
 
 
@@ -143,7 +142,7 @@ class BSQTokenizer(nn.Module):
             if flip_rates is not None:
                 codes = torch.where(torch.rand_like(codes) < flip_rates.view(-1, 1, 1, 1), -codes, codes)
             latent = latent + _bilinear(codes, features.shape[-2:])
-            yield QuantisationStep(residual, codes, latent)
+            yield QuantisationStep(residual, latent)
 
     def decode(self, latent: Tensor) -> Tensor:
         """Latent [B, bits, H, W] -> images [B, 3, H * stride, W * stride] float32, clamped to [-1, 1]."""

@@ -1,5 +1,6 @@
 """Peak memory of a stretch of work: allocated device memory on CUDA, resident memory of the process elsewhere."""
 
+import contextlib
 import resource
 from pathlib import Path
 from types import TracebackType
@@ -36,10 +37,8 @@ class PeakMemory:
 
 
 def _reset_resident_peak() -> None:
-    try:
+    with contextlib.suppress(OSError):
         _CLEAR_REFS.write_text("5")
-    except OSError:
-        pass
 
 
 def _resident_peak() -> float:

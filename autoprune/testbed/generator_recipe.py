@@ -29,8 +29,8 @@ class GeneratorRecipe:
 
     minutes: float = 85.0
     seed: int = 0
-    images: int = 64_000
-    text_steps: int = 500
+    images: int = 48_000
+    text_steps: int = 600
     matrix_rate: float = 6e-3
     vector_rate: float = 2e-3
     text_rate_share: float = 0.3

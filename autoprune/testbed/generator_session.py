@@ -39,6 +39,8 @@ class GeneratorSession:
         self.steps = self.samples = self.full_samples = 0
         self.elapsed = self.prepared = self.place_accuracy = 0.0
         self.history: list[dict[str, object]] = []
+        if run.resume and run.state_path.exists():
+            self._restore()
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -51,11 +53,8 @@ class GeneratorSession:
         return (self.elapsed - self.prepared) / whole if whole > 0 else 1.0
 
     def prepare(self, started: float) -> None:
-        """Restores the state, or teaches the caption encoder first; `started` is when the run began (monotonic)."""
-        state_path = self.run.state_path
-        if self.run.resume and state_path.exists():
-            self._restore()
-        else:
+        """Teaches the caption encoder unless resumed, and starts the clock; the run began at `started` (monotonic)."""
+        if not self.prepared:
             self.place_accuracy = pretrain_text(
                 self.team, self.text, steps=self.recipe.text_steps, seed=self.recipe.seed
             )

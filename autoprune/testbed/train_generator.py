@@ -50,12 +50,12 @@ def train(team: Team, run: GeneratorRun) -> None:
     run.out.parent.mkdir(parents=True, exist_ok=True)
     tokenizer = load_tokenizer(run)
     recipe = run.recipe
-    latents = open_latents(run.cache, tokenizer, recipe.images, seed=recipe.seed, team=team)
-    held_out = open_latents(
-        run.cache, tokenizer, VALIDATION_IMAGES, seed=recipe.seed + VALIDATION_SEED_OFFSET, team=team
-    )
+    seeds = {"training": recipe.seed, "held out": recipe.seed + VALIDATION_SEED_OFFSET}
+    held_out = open_latents(run.cache, tokenizer, VALIDATION_IMAGES, seed=seeds["held out"], team=team)
     session = GeneratorSession(team, run, tokenizer)
-    session.prepare(started)
+    if session.progress < 1:
+        latents = open_latents(run.cache, tokenizer, recipe.images, seed=seeds["training"], team=team)
+        session.prepare(started)
     while session.progress < 1:
         session.step(latents)
         session.report(held_out)

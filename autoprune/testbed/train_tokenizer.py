@@ -37,8 +37,8 @@ class Recipe:
 
     config: TokenizerConfig = TINY
     minutes: float = 18.0
-    images: int = 40_000
-    batch: int = 16
+    images: int = 30_000
+    batch: int = 12
     steps: int | None = None
     learning_rate: float = 1.5e-3
     matrix_learning_rate: float = 4e-3

@@ -1,0 +1,31 @@
+"""`key=value` command lines read into a frozen dataclass, for the commands that must run without Hydra."""
+
+from collections.abc import Sequence
+from dataclasses import MISSING, fields
+from typing import TypeVar
+
+from autoprune.errors import UserError, unknown_name
+
+Choices = TypeVar("Choices")
+
+
+def read_arguments(kind: type[Choices], arguments: Sequence[str], *, usage: str) -> Choices:
+    """Returns a `kind` filled from arguments such as `seed=3`; fields without a default must be given.
+
+    Raises UserError for an unknown key, a missing one or a bad number; `usage` is an example to show.
+    """
+    known = {field.name: field for field in fields(kind)}
+    values: dict[str, object] = {}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals:
+            raise UserError(f"arguments are written key=value, got {argument!r}; for example {usage}.")
+        if key not in known:
+            raise unknown_name("argument", key, known)
+        if known[key].type is int and not value.lstrip("-").isdigit():
+            raise UserError(f"{key} must be a whole number, got {value!r}.")
+        values[key] = int(value) if known[key].type is int else value
+    missing = [name for name, field in known.items() if field.default is MISSING and name not in values]
+    if missing:
+        raise UserError(f"{' and '.join(missing)} must be given; for example {usage}.")
+    return kind(**values)

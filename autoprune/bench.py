@@ -1,0 +1,153 @@
+"""`python -m autoprune.bench`: speed ratios measured side by side in one run, with the machine they were measured on.
+
+Every candidate alternates with dense, so that other work on the machine slows both. The record is JSON.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from autoprune.arguments import read_arguments
+from autoprune.backbones import Backbone, load_backbone
+from autoprune.backbones.attention import explicit_attention, sdpa_attention
+from autoprune.errors import UserError
+from autoprune.generation import generate
+from autoprune.measure.device import device_identity
+from autoprune.measure.latency import Timing, interleaved
+from autoprune.measure.memory import PeakMemory
+from autoprune.policy import BranchRule, Policy, ScalePruning, token_count
+
+USAGE = "python -m autoprune.bench batch=16 policies=outputs/tiny-unified/policies"
+PROMPT = "a red circle left of a striped blue square"
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The command line. `policies` is a policy file or a folder of them, timed beside the built-in probes."""
+
+    backbone: str = "tiny"
+    weights: str | None = None
+    dtype: str = "auto"
+    device: str | None = None
+    batch: int = 16
+    rounds: int = 9
+    policies: str = ""
+    output: str = "outputs/bench.json"
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "rounds"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}.")
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the command; returns 0, 2 after bad input."""
+    try:
+        print(_bench(read_arguments(Choices, arguments, usage=USAGE)))
+    except UserError as error:
+        print(f"autoprune: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def probe_policies(backbone: Backbone) -> dict[str, Policy]:
+    """Returns fixed policies that show each mechanism's cost on any schedule: pruning, skipping, dropping a branch."""
+    schedule, depth = backbone.scale_schedule(), backbone.depth
+    last, cache = len(schedule) - 1, len(schedule) - 3
+
+    def pruned(keep: float, granularity: str) -> dict[int, ScalePruning]:
+        return {scale: ScalePruning(keep=keep, cache_scale=cache, granularity=granularity) for scale in (last - 1, last)}
+
+    base = partial(Policy, backbone.name, depth, schedule)
+    return {
+        "sublayer keep 0.5 on the last two scales": base(pruned(0.5, "sublayer")),
+        "scale keep 0.5 on the last two scales": base(pruned(0.5, "scale")),
+        "scale keep 0.25 on the last two scales": base(pruned(0.25, "scale")),
+        "one branch at the last scale": base(guidance=BranchRule("cond", last)),
+        "last scale skipped": base(skip_last=1),
+    }
+
+
+def bench_policies(backbone: Backbone, policies: dict[str, Policy], choices: Choices) -> dict[str, dict[str, float]]:
+    """Times whole generations (text, blocks, decoder) of every policy against dense."""
+    prompts = [PROMPT] * choices.batch
+    runs: dict[str, Callable[[], Tensor]] = {"dense": partial(generate, backbone, prompts)}
+    runs |= {name: partial(generate, backbone, prompts, policy=policy) for name, policy in policies.items()}
+    timings = interleaved(runs, rounds=choices.rounds, warm_up=1, device=backbone.device)
+    rows = {}
+    for name, run in runs.items():
+        with PeakMemory(backbone.device) as memory:
+            run()
+        rows[name] = _row(timings[name], timings["dense"]) | {"peak_memory_mb": memory.megabytes}
+    return rows
+
+
+def bench_attention(backbone: Backbone, choices: Choices) -> dict[str, dict[str, float]]:
+    """Times the attention implementations on the shapes of the last scale: all its queries, all keys so far."""
+    config, schedule = backbone.model.config, backbone.scale_schedule()
+    width = config.width // config.heads
+    shape = (2 * choices.batch, config.heads, sum(map(token_count, schedule)), width)
+    k, v = (torch.randn(shape, device=backbone.device).to(backbone.dtype) for _ in range(2))
+    q = k[:, :, -token_count(schedule[-1]) :]
+    runs = {
+        "explicit": lambda: explicit_attention(q, k, v, scale=1.0),
+        "sdpa": lambda: sdpa_attention(q, k, v, scale=1.0),
+    }
+    timings = interleaved(runs, rounds=choices.rounds, warm_up=2, device=backbone.device)
+    return {name: _row(timing, timings["explicit"]) for name, timing in timings.items()}
+
+
+def _bench(choices: Choices) -> str:
+    backbone = load_backbone(choices.backbone, weights=choices.weights, device=choices.device, dtype=choices.dtype)
+    policies = probe_policies(backbone) | _read_policies(choices.policies)
+    record = {
+        "what": "seconds per batch; ratio is reference / this, the reference being dense, or explicit attention",
+        "command": "python -m autoprune.bench " + " ".join(f"{key}={value}" for key, value in asdict(choices).items() if value),
+        "machine": device_identity(backbone.device, backbone.dtype),
+        "backbone": {"name": backbone.name, "weights": backbone.revision, "scale_schedule": backbone.scale_schedule()},
+        "batch": choices.batch,
+        "rounds": choices.rounds,
+        "policies": bench_policies(backbone, policies, choices),
+        "attention": bench_attention(backbone, choices),
+    }
+    path = Path(choices.output)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(record, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"output {choices.output!r} cannot be written ({error.strerror}); choose another file.") from None
+    return _table(record) + f"\nrecord: {path}"
+
+
+def _read_policies(source: str) -> dict[str, Policy]:
+    if not source:
+        return {}
+    path = Path(source)
+    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+    if not files:
+        raise UserError(f"policies must be a policy file or a folder with some, {source!r} has none.")
+    return {file.stem: Policy.load(file) for file in files}
+
+
+def _row(timing: Timing, reference: Timing) -> dict[str, float]:
+    return {"seconds": timing.median, "spread": timing.spread, "ratio": reference.median / timing.median}
+
+
+def _table(record: dict) -> str:
+    machine = record["machine"]
+    lines = [f"{machine['device_name']}, {machine['threads']} threads, {machine['dtype']}, batch {record['batch']}"]
+    for part in ("policies", "attention"):
+        lines.append(f"{part:44s} {'ms':>8s} {'+-':>6s} {'ratio':>6s}")
+        for name, row in record[part].items():
+            lines.append(f"  {name:42s} {1000 * row['seconds']:8.1f} {1000 * row['spread']:6.1f} {row['ratio']:6.2f}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,32 @@
+"""The benchmark command writes a record of ratios with the machine, and refuses bad input in one sentence."""
+
+import json
+
+import pytest
+
+from autoprune import bench
+
+
+def test_record_holds_ratios_and_the_machine(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "deep" / "bench.json"
+    assert bench.main(["weights=random", "batch=1", "rounds=1", f"output={path}"]) == 0
+    record = json.loads(path.read_text())
+    assert record["policies"]["dense"]["ratio"] == 1.0
+    assert all(row["seconds"] > 0 for row in record["policies"].values())
+    assert set(record["attention"]) == {"explicit", "sdpa"}
+    assert record["machine"]["torch"]
+    assert str(path) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["rounds=x"], "rounds must be a whole number"),
+        (["speed=1"], "choose from backbone"),
+        (["batch=0"], "batch must be at least 1"),
+        (["weights=random", "policies=/nowhere.json"], "cannot be read"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_two(arguments: list[str], words: str, capsys) -> None:
+    assert bench.main(arguments) == 2
+    assert words in capsys.readouterr().err

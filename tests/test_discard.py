@@ -1,0 +1,26 @@
+"""Early discard: what an optimistic reading of the first batch still allows must go on."""
+
+from dataclasses import replace
+
+from autoprune.search.discard import discard_reason
+from autoprune.search.settings import QualitySettings
+from tests.test_front import measured
+
+QUALITY = QualitySettings(prompts=48, max_score_drop=0.05)
+
+
+def first(latency: float, loss: float, lost: int = 0):  # noqa: ANN201
+    return replace(measured(latency, loss), prompts=16, score_drop=lost / 16)
+
+
+def test_a_dominated_trial_ends_only_beyond_both_margins() -> None:
+    rivals = [first(0.5, 0.1)]
+    assert discard_reason(first(0.6, 0.2), rivals, QUALITY)
+    assert not discard_reason(first(0.52, 0.2), rivals, QUALITY)
+    assert not discard_reason(first(0.6, 0.105), rivals, QUALITY)
+    assert not discard_reason(first(0.4, 0.9), rivals, QUALITY)
+
+
+def test_a_score_drop_ends_a_trial_only_when_no_later_prompt_could_save_it() -> None:
+    assert not discard_reason(first(0.2, 0.1, lost=3), [], QUALITY)
+    assert "4 of 16 prompts lost" in discard_reason(first(0.2, 0.1, lost=4), [], QUALITY)

@@ -1,0 +1,280 @@
+"""The ask/tell loop on the real journal, with an evaluator that computes its numbers instead of generating images."""
+
+import csv
+import json
+import math
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from autoprune.backbones import load_backbone
+from autoprune.errors import UserError
+from autoprune.policy import Policy, token_count
+from autoprune.search.evaluator import Evaluation, Stop
+from autoprune.search.progress import NullProgress
+from autoprune.search.records import Measurement, StudyResult, TrialRecord
+from autoprune.search.settings import BudgetSettings, QualitySettings, SamplerSettings, StudySettings
+from autoprune.search.space import SearchSpace, Target
+from autoprune.search.space_file import read_space
+from autoprune.search.study import run_study
+from autoprune.search.tracking import NullTracker
+
+SPACES = Path(__file__).parent.parent / "search_spaces"
+
+
+@pytest.fixture(scope="module")
+def backbone():  # noqa: ANN201
+    return load_backbone("tiny", weights="random")
+
+
+class FormulaEvaluator:
+    """Latency is the number of kept tokens times branches; loss grows with what is left out. Counts what it was asked."""
+
+    def __init__(self, depth: int, *, interrupt_at: int = 0, fail_at: tuple[int, ...] = ()) -> None:
+        self.depth, self.interrupt_at, self.fail_at = depth, interrupt_at, fail_at
+        self.asked: list[str] = []
+        self.validated: list[str] = []
+
+    def measure(self, policy: Policy | None, prompts: int = 48) -> Measurement:
+        kept = full = loss = 0.0
+        policy = policy or Policy("tiny", self.depth, ((1, 1, 1),))
+        for index, grid in enumerate(policy.scale_schedule):
+            tokens, rule = token_count(grid), policy.scales.get(index)
+            full += 2 * tokens
+            if index >= len(policy.scale_schedule) - policy.skip_last:
+                loss += 0.15
+                continue
+            single = policy.guidance.branch != "both" and index >= policy.guidance.from_scale
+            keep = rule.keep if rule else 1.0
+            kept += tokens * keep * (1 if single else 2)
+            loss += 0.2 * (1 - keep) ** 1.5 * (2.0 if rule and rule.scorer == "random" else 1.0)
+            loss += (0.01 if policy.guidance.branch == "cond" else 0.2) * single
+        drop = max(0.0, loss - 0.2) / 2
+        return Measurement(
+            latency=kept / 500,
+            latency_spread=0.0,
+            dense_latency=full / 500,
+            speed_up=full / kept,
+            loss=loss,
+            ssim=1 - loss,
+            psnr=30.0,
+            score_dense=1.0,
+            score=1 - drop,
+            score_drop=drop,
+            score_drop_interval=(drop - 0.03, drop + 0.03),
+            peak_memory_mb=100.0,
+            prompts=prompts,
+            seed=0,
+            batch=16,
+            latency_source="table",
+        )
+
+    def dense(self) -> Measurement:
+        return replace(self.measure(None), latency=2 * 521 / 500, dense_latency=2 * 521 / 500)
+
+    def evaluate(self, policy: Policy, *, stop: Stop) -> Evaluation:
+        self.asked.append(policy.key())
+        if len(self.asked) == self.interrupt_at:
+            raise KeyboardInterrupt
+        if len(self.asked) in self.fail_at:
+            raise RuntimeError("out of memory")
+        first = self.measure(policy, prompts=16)
+        reason = stop(first)
+        return Evaluation(first, first if reason else self.measure(policy), reason)
+
+    def validate(self, policies: Mapping[str, Policy], *, step: Callable[[], None]) -> dict[str, Measurement]:
+        self.validated = list(policies)
+        step()
+        return {name: replace(self.measure(policy), latency_source="measured", seed=7) for name, policy in policies.items()}
+
+    def validation_steps(self) -> int:
+        return 1
+
+    def estimated_latency(self, policy: Policy) -> float | None:
+        return self.measure(policy).latency * (1.1 if not policy.is_dense() else 1.0)
+
+    def state(self) -> dict[str, object]:
+        return {}
+
+
+def settings(folder: Path, *, trials: int = 26, sampler: str = "tpe", space: str = "unified", **changes: object) -> StudySettings:
+    made = StudySettings(
+        directory=folder,
+        name="study",
+        space=read_space(SPACES / f"{space}.yaml"),
+        sampler=SamplerSettings(sampler),
+        budget=BudgetSettings(trials=trials, minutes=None, front=6),
+    )
+    return replace(made, **changes)
+
+
+def search(config: StudySettings, backbone, evaluator: FormulaEvaluator, tracker: NullTracker | None = None) -> StudyResult:  # noqa: ANN001
+    return run_study(config, backbone=backbone, tracker=tracker or NullTracker(), progress=NullProgress(), evaluator=evaluator)
+
+
+def evaluated(result: StudyResult) -> list[TrialRecord]:
+    return [trial for trial in result.trials if trial.source != "repeat" and trial.state != "failed"]
+
+
+def test_presets_come_first_and_dense_is_the_first_trial(tmp_path: Path, backbone) -> None:  # noqa: ANN001
+    config = settings(tmp_path, trials=20)
+    result = search(config, backbone, FormulaEvaluator(6))
+    presets = SearchSpace(config.space, Target("tiny", 6, backbone.scale_schedule())).presets()
+    sources = [trial.source for trial in result.trials]
+    searched = [f"preset:{preset.name}" for preset in presets if preset.vector is not None]
+    controls = [f"control:{preset.name}" for preset in presets if preset.vector is None]
+    assert sources[: len(presets)] == searched + controls
+    first = result.trials[0]
+    assert first.policy.is_dense() and first.measurement.loss == 0 and first.measurement.speed_up == 1 and first.feasible
+    assert len(evaluated(result)) == 20 and [trial.number for trial in result.trials] == list(range(len(result.trials)))
+
+
+@pytest.mark.parametrize("sampler", ["gp", "tpe", "nsga2", "random"])
+def test_every_sampler_runs_and_evaluates_no_policy_twice(tmp_path: Path, backbone, sampler: str) -> None:  # noqa: ANN001
+    evaluator = FormulaEvaluator(6)
+    config = settings(tmp_path, trials=18, sampler=sampler)
+    result = search(replace(config, sampler=SamplerSettings(sampler, startup=11)), backbone, evaluator)
+    assert len(evaluator.asked) == len(set(evaluator.asked)) == len(evaluated(result)) - 1
+    assert all(math.isfinite(trial.measurement.loss) for trial in evaluated(result))
+
+
+def test_a_stopped_study_resumes_and_asks_nothing_twice(tmp_path: Path, backbone) -> None:  # noqa: ANN001
+    first = FormulaEvaluator(6, interrupt_at=15)
+    stopped = search(settings(tmp_path), backbone, first)
+    assert stopped.interrupted and not stopped.front and len(evaluated(stopped)) == 15
+    second = FormulaEvaluator(6)
+    result = search(settings(tmp_path), backbone, second)
+    assert not result.interrupted and len(evaluated(result)) == 26
+    assert second.asked[0] == first.asked[-1], "the interrupted trial is asked again, before anything new"
+    finished = set(first.asked[:-1])
+    assert not finished & set(second.asked) and len(second.asked) == len(set(second.asked))
+    assert {trial.policy.key() for trial in evaluated(stopped)} <= {trial.policy.key() for trial in evaluated(result)}
+    third = FormulaEvaluator(6)
+    again = search(settings(tmp_path), backbone, third)
+    assert third.asked == [] and again.trials == result.trials and third.validated
+
+
+def test_an_interrupted_preset_is_evaluated_after_all(tmp_path: Path, backbone) -> None:  # noqa: ANN001
+    search(settings(tmp_path), backbone, FormulaEvaluator(6, interrupt_at=2))
+    result = search(settings(tmp_path), backbone, FormulaEvaluator(6))
+    names = [trial.preset for trial in result.trials if trial.preset]
+    expected = {"dense", *(preset.name for preset in settings(tmp_path).space.presets)}
+    assert set(names) == expected and len(names) == len(expected)
+
+
+def _run_until_killed(folder: str, gate: str) -> None:
+    class Stalling(FormulaEvaluator):
+        def evaluate(self, policy: Policy, *, stop: Stop) -> Evaluation:
+            if len(self.asked) == 13:
+                Path(gate).write_text("evaluating")
+                time.sleep(600)
+            return super().evaluate(policy, stop=stop)
+
+    search(settings(Path(folder)), load_backbone("tiny", weights="random"), Stalling(6))
+
+
+def test_a_killed_study_resumes(tmp_path: Path, backbone) -> None:  # noqa: ANN001
+    gate = tmp_path / "gate"
+    process = multiprocessing.get_context("spawn").Process(target=_run_until_killed, args=(str(tmp_path), str(gate)))
+    process.start()
+    deadline = time.monotonic() + 120
+    while not gate.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    with pytest.raises(UserError, match="in use by another run"):
+        search(settings(tmp_path), backbone, FormulaEvaluator(6))
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    done = list(csv.DictReader((tmp_path / "study" / "trials.csv").open()))
+    evaluator = FormulaEvaluator(6)
+    result = search(settings(tmp_path), backbone, evaluator)
+    assert len(evaluated(result)) == 26 and len(evaluator.asked) == 26 - len([row for row in done if row["source"] != "repeat"])
+
+
+def test_a_failing_trial_is_recorded_and_the_study_goes_on(tmp_path: Path, backbone) -> None:  # noqa: ANN001
+    result = search(settings(tmp_path), backbone, FormulaEvaluator(6, fail_at=(14, 17)))
+    failed = [trial for trial in result.trials if trial.state == "failed"]
+    assert [trial.note for trial in failed] == ["RuntimeError: out of memory"] * 2 and result.front
+    with pytest.raises(RuntimeError):
+        search(settings(tmp_path / "b"), backbone, FormulaEvaluator(6, fail_at=(14, 15, 16)))
+
+
+def test_a_broken_tracker_loses_no_trial(tmp_path: Path, backbone, caplog: pytest.LogCaptureFixture) -> None:  # noqa: ANN001
+    class Broken(NullTracker):
+        def trial_done(self, record: TrialRecord, *, best_speed_up: float) -> None:
+            raise ConnectionError("no route")
+
+    result = search(settings(tmp_path, trials=14), backbone, FormulaEvaluator(6), Broken())
+    assert len(evaluated(result)) == 14
+    assert sum("tracker" in message for message in caplog.messages) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"space": read_space(SPACES / "fastvar.yaml")}, "another search space"),
+        ({"seed": 3}, "measurement settings"),
+        ({"quality": QualitySettings(prompts=8)}, "measurement settings"),
+    ],
+)
+def test_a_folder_of_another_study_is_refused(tmp_path: Path, backbone, change: dict, what: str) -> None:  # noqa: ANN001
+    search(settings(tmp_path, trials=2), backbone, FormulaEvaluator(6))
+    before = (tmp_path / "study" / "trials.csv").read_text()
+    with pytest.raises(UserError, match=what):
+        search(replace(settings(tmp_path), **change), backbone, FormulaEvaluator(6))
+    assert (tmp_path / "study" / "trials.csv").read_text() == before
+
+
+def test_a_folder_of_another_backbone_is_refused(tmp_path: Path, backbone) -> None:  # noqa: ANN001
+    search(settings(tmp_path, trials=2), backbone, FormulaEvaluator(6))
+    with pytest.raises(UserError, match="weights"):
+        search(settings(tmp_path), replace(backbone, revision="other"), FormulaEvaluator(6))
+
+
+def test_an_unwritable_folder_is_one_sentence(tmp_path: Path, backbone) -> None:  # noqa: ANN001
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written .* set study.dir"):
+        search(settings(tmp_path / "file"), backbone, FormulaEvaluator(6))
+
+
+def test_the_budget_may_grow_on_resume_and_the_clock_ends_a_search(tmp_path: Path, backbone) -> None:  # noqa: ANN001
+    assert len(evaluated(search(settings(tmp_path, trials=12), backbone, FormulaEvaluator(6)))) == 12
+    assert len(evaluated(search(settings(tmp_path, trials=15), backbone, FormulaEvaluator(6)))) == 15
+    short = replace(settings(tmp_path / "b"), budget=BudgetSettings(trials=50, minutes=0.01, front=2))
+    assert len(search(short, backbone, FormulaEvaluator(6)).trials) < 12
+
+
+def test_exported_numbers_are_held_out_ones_and_every_file_reads_back(tmp_path: Path, backbone) -> None:  # noqa: ANN001
+    result = search(settings(tmp_path, trials=30), backbone, FormulaEvaluator(6))
+    tiers = {member.tier: member for member in result.front if member.tier}
+    assert {"balanced", "fast"} <= set(tiers)
+    for tier, member in tiers.items():
+        policy = Policy.load(member.policy_path)
+        assert policy.key() == member.trial.policy.key() and policy.tier == tier
+        assert policy.measured["split"] == "held_out" and policy.measured["seed"] == 7
+        assert policy.measured["latency_source"] == "measured" and policy.measured["device"] == "cpu"
+        assert policy.measured["table_error"] == pytest.approx(0.1) and "fastest validated policy" in policy.provenance["rule"]
+        assert policy.provenance["trial"] == member.trial.number and policy.provenance["space"] == "unified"
+    assert result.table_error == pytest.approx(0.1)
+    assert tiers["fast"].held_out.speed_up >= tiers["balanced"].held_out.speed_up
+    assert {"fastvar", "skip-1", "fastvar-hart-random"} <= set(result.presets)
+    document = json.loads((tmp_path / "study" / "front.json").read_text())
+    assert document["validated"] and len(document["members"]) == len(result.front)
+    rows = list(csv.DictReader((tmp_path / "study" / "trials.csv").open()))
+    assert [int(row["number"]) for row in rows] == [trial.number for trial in result.trials]
+    assert float(rows[3]["loss"]) == result.trials[3].measurement.loss
+
+
+def test_hopeless_trials_are_discarded_but_presets_never(tmp_path: Path, backbone) -> None:  # noqa: ANN001
+    result = search(settings(tmp_path, trials=40, sampler="random"), backbone, FormulaEvaluator(6))
+    discarded = [trial for trial in result.trials if trial.state == "discarded"]
+    assert discarded and all(trial.note and not trial.preset and trial.measurement.prompts == 16 for trial in discarded)
+    front = {member.trial.number for member in result.front}
+    assert not front & {trial.number for trial in discarded}
+    everything = search(replace(settings(tmp_path, trials=40, sampler="random", discard=False), name="all"), backbone, FormulaEvaluator(6))
+    assert all(trial.state == "complete" for trial in everything.trials)
