@@ -71,7 +71,7 @@ def _search(run: "RunSettings") -> None:
         tracker.finish(result, files)
     finally:
         tracker.close()
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 110)
     console.print(result_table(result))
     plot, pictures = relative(files.pareto_image), relative(result.directory / "pictures-*.png")
     console.print(f"Pareto plot: {plot} (and .html); pictures: {pictures}")

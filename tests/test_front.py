@@ -84,7 +84,10 @@ def test_search_front_leaves_out_what_must_not_be_exported() -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_most_valuable_is_the_greedy_choice_by_added_area(count: int) -> None:
-    trials = [record(index, latency, loss) for index, (latency, loss) in enumerate([(0.9, 0.01), (0.5, 0.1), (0.49, 0.101), (0.2, 0.4)])]
+    trials = [
+        record(index, latency, loss)
+        for index, (latency, loss) in enumerate([(0.9, 0.01), (0.5, 0.1), (0.49, 0.101), (0.2, 0.4)])
+    ]
     chosen = most_valuable(trials, count)
     assert len(chosen) == count and chosen == [trial for trial in trials if trial in chosen]
     if count == 3:

@@ -56,11 +56,11 @@ def test_the_picture_grid_shows_dense_policy_and_their_difference(tmp_path):
 
 def test_the_table_has_a_row_a_tier_and_a_preset(tmp_path):
     text = io.StringIO()
-    Console(file=text, width=120).print(result_table(study_result(tmp_path)))
+    Console(file=text, width=110).print(result_table(study_result(tmp_path)))
     shown = text.getvalue()
     for tier in ("lossless", "high", "balanced", "fast"):
         assert re.search(rf"{tier} .*x .*\[.*\].* MB .*policies/{tier}\.json", shown)
-    assert re.search(r"preset fastvar +1\.88x +0\.280 +\+9\.0 \[\+7\.0, \+11\.0\]", shown)
+    assert re.search(r"fastvar +1\.88x +0\.280 +\+9\.0 \[\+7\.0, \+11\.0\] +512 MB +\(preset\)", shown)
 
 
 def test_a_schedule_reads_as_one_line_a_decision():

@@ -44,7 +44,10 @@ def test_fastvar_on_infinity_2b_at_1m_is_the_papers_setting_exactly() -> None:
             skip_last=2,
         )
         assert preset.policy == published.canonical()
-        assert [kept_count(token_count(preset.policy.scale_schedule[k]), preset.policy.scales[k].keep) for k in (9, 10)] == [615, 800]
+        assert [kept_count(token_count(preset.policy.scale_schedule[k]), preset.policy.scales[k].keep) for k in (9, 10)] == [
+            615,
+            800,
+        ]
 
 
 def test_fastvar_layers_on_infinity_8b_are_those_of_the_known_port() -> None:
@@ -99,7 +102,13 @@ def test_every_vector_is_a_valid_canonical_policy(path: Path, target: str) -> No
 def test_inactive_fields_do_not_change_the_policy() -> None:
     here = space("unified", "tiny")
     dense = dict(here.presets()[0].vector)
-    for changes in ({"branch": "uncond"}, {"cache_before": 3}, {"rows": "shared"}, {"exempt_first": 2}, {"interpolation": "nearest"}):
+    for changes in (
+        {"branch": "uncond"},
+        {"cache_before": 3},
+        {"rows": "shared"},
+        {"exempt_first": 2},
+        {"interpolation": "nearest"},
+    ):
         assert here.policy(dense | changes).is_dense()
     pruned = dense | {"keep_6": 0.5, "skip_last": 1}
     assert here.policy(pruned).key() == here.policy(dense | {"skip_last": 1}).key()
@@ -145,7 +154,10 @@ def test_a_preset_outside_the_space_is_refused_by_name() -> None:
     ("document", "sentence"),
     [
         ({"name": "x", "dimension": {}}, "unknown key of search space 'dimension'; choose from"),
-        ({"name": "x", "dimensions": {"keep": {"last_scales": 0.3, "low": 0.1, "step": 0.1}, "rows": ["odd"]}}, "unknown rows 'odd'"),
+        (
+            {"name": "x", "dimensions": {"keep": {"last_scales": 0.3, "low": 0.1, "step": 0.1}, "rows": ["odd"]}},
+            "unknown rows 'odd'",
+        ),
         ({"name": "x", "dimensions": {"keep": {"last_scales": 3, "low": 0.1, "step": 0.1}}}, "share and must be in"),
         ({"name": "x", "dimensions": {"keep": {"low": 0.1}}}, "missing"),
         (

@@ -38,7 +38,9 @@ def test_tango_contains_zero_exactly_when_mcnemar_does_not_reject(lost: int, gai
 
 def test_no_differing_pair_still_leaves_doubt_and_more_pairs_leave_less() -> None:
     low, high = tango_interval(0, 0, pairs=50)
-    assert low == pytest.approx(-high) and high == pytest.approx(stats.norm.ppf(0.975) ** 2 / (50 + stats.norm.ppf(0.975) ** 2), rel=1e-6)
+    assert low == pytest.approx(-high) and high == pytest.approx(
+        stats.norm.ppf(0.975) ** 2 / (50 + stats.norm.ppf(0.975) ** 2), rel=1e-6
+    )
     assert tango_interval(0, 0, pairs=500)[1] < high
 
 

@@ -103,7 +103,9 @@ class FormulaEvaluator:
         return {}
 
 
-def settings(folder: Path, *, trials: int = 26, sampler: str = "tpe", space: str = "unified", **changes: object) -> StudySettings:
+def settings(
+    folder: Path, *, trials: int = 26, sampler: str = "tpe", space: str = "unified", **changes: object
+) -> StudySettings:
     made = StudySettings(
         directory=folder,
         name="study",
@@ -276,5 +278,7 @@ def test_hopeless_trials_are_discarded_but_presets_never(tmp_path: Path, backbon
     assert discarded and all(trial.note and not trial.preset and trial.measurement.prompts == 16 for trial in discarded)
     front = {member.trial.number for member in result.front}
     assert not front & {trial.number for trial in discarded}
-    everything = search(replace(settings(tmp_path, trials=40, sampler="random", discard=False), name="all"), backbone, FormulaEvaluator(6))
+    everything = search(
+        replace(settings(tmp_path, trials=40, sampler="random", discard=False), name="all"), backbone, FormulaEvaluator(6)
+    )
     assert all(trial.state == "complete" for trial in everything.trials)

@@ -14,10 +14,9 @@ def result_table(result: StudyResult) -> Table:
     table = Table(box=box.SIMPLE_HEAD, title=_title(result), title_justify="left", caption_justify="left")
     dense = f"dense: {1000 * result.dense.latency:.0f} ms a batch of {result.dense.batch}"
     table.caption = f"{dense}; numbers from held-out prompts; files in {relative(result.directory)}"
-    for name, side in (("tier", "left"), ("speed-up", "right"), ("loss", "right")):
-        table.add_column(name, justify=side, no_wrap=True)
-    table.add_column("scene-score drop [95 %]", justify="right", no_wrap=True)
-    table.add_column("memory", justify="right", no_wrap=True)
+    table.add_column("tier", overflow="fold")
+    for name in ("speed-up", "loss", "score drop [95 %]", "memory"):
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("file", overflow="fold")
     for member in filter(lambda member: member.tier, result.front):
         file = member.policy_path.relative_to(result.directory) if member.policy_path else "-"
@@ -25,7 +24,7 @@ def result_table(result: StudyResult) -> Table:
     table.add_section()
     kinds = {trial.preset: trial.source.partition(":")[0] for trial in result.trials if trial.preset}
     for name, measured in result.presets.items():
-        table.add_row(f"{kinds.get(name, 'preset')} {name}", *_numbers(measured), "-", style="dim")
+        table.add_row(name, *_numbers(measured), f"({kinds.get(name, 'preset')})", style="dim")
     if not result.front:
         table.caption = "no policy met the quality constraints: raise quality.max_score_drop or budget.trials."
     return table
@@ -57,7 +56,8 @@ def drop_text(measured: Measurement) -> str:
 
 
 def _title(result: StudyResult) -> str:
-    return f"{result.backbone} / {result.space}: {len(result.trials)} trials on {result.device.get('device_name', 'this machine')}"
+    device = result.device.get("device_name", "this machine")
+    return f"{result.backbone} / {result.space}: {len(result.trials)} trials on {device}"
 
 
 def _numbers(measured: Measurement) -> tuple[str, ...]:

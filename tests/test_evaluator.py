@@ -1,0 +1,97 @@
+"""The evaluator on the real (randomly initialised) embedded backbone, with few prompts."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from autoprune.backbones import load_backbone
+from autoprune.policy import BranchRule, Policy, ScalePruning
+from autoprune.search.evaluator import GenerationEvaluator
+from autoprune.search.settings import LatencySettings, QualitySettings, StudySettings
+from autoprune.search.space_file import read_space
+
+SPACE = read_space(Path(__file__).parent.parent / "search_spaces" / "unified.yaml")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():  # noqa: ANN201
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def backbone():  # noqa: ANN201
+    return load_backbone("tiny", weights="random")
+
+
+def settings(**latency: object) -> StudySettings:
+    quality = QualitySettings(prompts=5, held_out_prompts=3)
+    return StudySettings(Path("unused"), "x", SPACE, latency=LatencySettings(batch=2, rounds=1, **latency), quality=quality)
+
+
+def never(first: object) -> str:
+    return ""
+
+
+def policy_for(backbone, **decisions: object) -> Policy:  # noqa: ANN001
+    return Policy("tiny", backbone.depth, backbone.scale_schedule(), **decisions)
+
+
+def test_a_policy_that_changes_nothing_has_no_loss_at_all(backbone) -> None:  # noqa: ANN001
+    evaluator = GenerationEvaluator(backbone, settings())
+    dense = evaluator.dense()
+    assert dense.loss == pytest.approx(0, abs=1e-6) and dense.psnr == 100 and dense.score_drop == 0 and dense.prompts == 5
+    same = evaluator.evaluate(policy_for(backbone), stop=never).measurement
+    assert same.loss == pytest.approx(0, abs=1e-6) and same.psnr == 100 and same.batch == 2
+
+
+def test_pruning_costs_fidelity_and_more_pruning_costs_more(backbone) -> None:  # noqa: ANN001
+    evaluator = GenerationEvaluator(backbone, settings())
+    evaluator.dense()
+    light = evaluator.evaluate(policy_for(backbone, guidance=BranchRule("cond", 6)), stop=never)
+    heavy = evaluator.evaluate(policy_for(backbone, skip_last=2), stop=never)
+    assert 0 < light.measurement.loss < heavy.measurement.loss < 1
+    assert light.measurement.latency_source == "table" and heavy.measurement.speed_up > light.measurement.speed_up
+    assert light.first.prompts == 2 and light.measurement.prompts == 5 and light.measurement.peak_memory_mb > 0
+
+
+def test_a_stopped_evaluation_covers_the_first_batch_only(backbone) -> None:  # noqa: ANN001
+    evaluator = GenerationEvaluator(backbone, settings())
+    evaluator.dense()
+    evaluation = evaluator.evaluate(policy_for(backbone, skip_last=1), stop=lambda first: "hopeless")
+    assert evaluation.stopped == "hopeless" and evaluation.measurement == evaluation.first and evaluation.first.prompts == 2
+
+
+def test_quality_does_not_depend_on_the_batch_split(backbone) -> None:  # noqa: ANN001
+    pruned = policy_for(backbone, scales={6: ScalePruning(0.5, 5)})
+    losses = []
+    for batch in (2, 5):
+        split = replace(settings(), latency=LatencySettings(batch=batch, rounds=1))
+        evaluator = GenerationEvaluator(backbone, split)
+        evaluator.dense()
+        losses.append(evaluator.evaluate(pruned, stop=never).measurement.loss)
+    assert losses[0] == pytest.approx(losses[1], abs=0.02)
+
+
+def test_validation_measures_on_other_prompts_and_seeds_in_real_interleaved_runs(backbone) -> None:  # noqa: ANN001
+    evaluator = GenerationEvaluator(backbone, settings())
+    evaluator.dense()
+    pruned, steps = policy_for(backbone, skip_last=1), []
+    searched = evaluator.evaluate(pruned, stop=never).measurement
+    measured = evaluator.validate({"p": pruned, "q": policy_for(backbone)}, step=lambda: steps.append(1))
+    assert len(steps) == evaluator.validation_steps() == 2
+    assert measured["p"].latency_source == "measured" and measured["p"].prompts == 3 and measured["q"].loss < 1e-6
+    assert measured["p"].seed != searched.seed and measured["p"].loss != searched.loss
+    estimate = evaluator.estimated_latency(pruned) / evaluator.estimated_latency(policy_for(backbone))
+    assert 0 < estimate < 1
+
+
+def test_measured_latency_is_not_called_an_estimate(backbone) -> None:  # noqa: ANN001
+    evaluator = GenerationEvaluator(backbone, settings(name="measured"))
+    evaluator.dense()
+    evaluation = evaluator.evaluate(policy_for(backbone, skip_last=1), stop=never)
+    assert evaluation.measurement.latency_source == "measured" and evaluator.estimated_latency(policy_for(backbone)) is None
