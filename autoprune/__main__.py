@@ -38,10 +38,19 @@ def main() -> int:
         run_composed(_search)
     except UserError as error:
         return _refuse(str(error))
-    except KeyboardInterrupt:
+    except BaseException as error:
+        if not _comes_from_ctrl_c(error):
+            raise
         print("autoprune: stopped; finished trials are kept and the same command goes on from here.", file=sys.stderr)
         return 130
     return 0
+
+
+def _comes_from_ctrl_c(error: BaseException | None) -> bool:
+    """Returns whether Ctrl-C is this error or behind it: cleaning up after it, a library may raise an error of its own."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 def _refuse(sentence: str) -> int:

@@ -6,14 +6,15 @@ Run as a module only; in Python, `autoprune.generate` is the function.
 import struct
 import sys
 import zlib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from autoprune.arguments import read_arguments
 from autoprune.backbones import load_backbone
-from autoprune.errors import UserError, unknown_name
+from autoprune.errors import UserError
 from autoprune.generation import generate
 from autoprune.measure.latency import interleaved
 from autoprune.policy import Policy
@@ -41,32 +42,13 @@ class Choices:
 def main(arguments: list[str]) -> int:
     """Runs the command; returns 0, 2 after bad input, 130 after Ctrl-C."""
     try:
-        print(_generate(parse(arguments)))
+        print(_generate(read_arguments(Choices, arguments, usage=_USAGE)))
     except UserError as error:
         print(f"autoprune: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
     return 0
-
-
-def parse(arguments: list[str]) -> Choices:
-    """Reads `key=value` arguments. Raises UserError for an unknown key, a missing one or a bad number."""
-    known = {field.name: field.type for field in fields(Choices)}
-    values: dict[str, object] = {}
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if not equals:
-            raise UserError(f"arguments are written key=value, got {argument!r}; for example {_USAGE}.")
-        if key not in known:
-            raise unknown_name("argument", key, known)
-        if known[key] is int and not value.lstrip("-").isdigit():
-            raise UserError(f"{key} must be a whole number, got {value!r}.")
-        values[key] = int(value) if known[key] is int else value
-    missing = [key for key in ("policy", "prompt") if key not in values]
-    if missing:
-        raise UserError(f"{' and '.join(missing)} must be given; for example {_USAGE}.")
-    return Choices(**values)
 
 
 def _generate(choices: Choices) -> str:

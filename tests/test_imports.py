@@ -8,8 +8,8 @@ from pathlib import Path
 import autoprune
 
 PACKAGE = Path(autoprune.__file__).parent
-LEVELS = {"errors": 0, "noise": 0, "policy": 0, "pruning": 1, "backbones": 2, "sampling": 3, "generation": 3}
-LEVELS |= {"measure": 4, "testbed": 4, "search": 5, "generate": 5, "__main__": 5}
+LEVELS = {"errors": 0, "noise": 0, "policy": 0, "arguments": 0, "pruning": 1, "backbones": 2, "sampling": 3, "generation": 3}
+LEVELS |= {"measure": 4, "testbed": 4, "search": 5, "generate": 5, "bench": 5, "__main__": 5}
 SEARCH_PACKAGES = ("optuna", "hydra", "omegaconf", "wandb", "torchmetrics", "pydantic", "plotly", "rich", "PIL", "matplotlib")
 
 

@@ -50,7 +50,7 @@ class TokenizerConfig:
         return tuple(self.base * multiplier for multiplier in self.channel_multipliers)
 
 
-# Width, blocks and patch are the cheapest decoder measured that still reaches 30 dB; see README for the ablation.
+# Four-pixel patches: 0.23 s per training step of 8 on one thread, 0.38 s without (4.0 and 5.7 ms per decoded image).
 TINY = TokenizerConfig(
     bits=16,
     base=16,

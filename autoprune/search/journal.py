@@ -14,7 +14,6 @@ from autoprune.policy import Policy
 from autoprune.search.evaluator import Evaluation
 from autoprune.search.front import objectives
 from autoprune.search.records import Measurement, TrialRecord
-from autoprune.search.sampler import ask
 
 _RECORD, _SOURCE, _FIRST = "record", "source", "first"
 
@@ -61,7 +60,7 @@ class StudyJournal:
 
     def ask(self, space: dict[str, BaseDistribution]) -> Trial:
         """Returns the next trial, queued ones first."""
-        return ask(self._study, space)
+        return self._study.ask(fixed_distributions=space)
 
     @staticmethod
     def source(trial: Trial) -> str:

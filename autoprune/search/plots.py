@@ -19,8 +19,8 @@ _STYLES = {  # marker, size in points, colour, hollow
     _REJECTED: ("o", 5, "#9aa4b1", True),
     _TRIAL: ("o", 5, "#9aa4b1", False),
     _CONTROL: ("s", 8, "#b91c1c", False),
-    _FRONT: ("o", 9, "#2563eb", False),
-    _PRESET: ("D", 8, "#d97706", False),
+    _PRESET: ("D", 11, "#d97706", False),
+    _FRONT: ("o", 8, "#2563eb", False),
     _DENSE: ("*", 14, "#111827", False),
 }
 _SYMBOLS = {"o": "circle", "s": "square", "D": "diamond", "*": "star"}
@@ -111,8 +111,8 @@ def _every_series(result: StudyResult) -> list[_Series]:
         _trial_series(_REJECTED, [record for record in searched if record not in accepted], result),
         _trial_series(_TRIAL, accepted, result),
         _trial_series(_CONTROL, controls, result),
-        _front_series(result.front),
         _trial_series(_PRESET, presets, result),
+        _front_series(result.front),
         _Series(_DENSE, [1.0], [0.0], ["dense"], ["<b>dense</b><br>nothing pruned"]),
     ]
     return [series for series in every if series.x]

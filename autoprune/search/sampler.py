@@ -3,12 +3,8 @@
 import warnings
 from collections.abc import Callable
 
-import torch
-from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
-from optuna.study import Study
-from optuna.trial import Trial
 
 from autoprune.search.settings import SamplerSettings
 
@@ -44,13 +40,3 @@ def make_sampler(settings: SamplerSettings, seed: int) -> BaseSampler:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         return _SAMPLERS[settings.name](settings, seed)
-
-
-def ask(study: Study, space: dict[str, BaseDistribution]) -> Trial:
-    """Asks for the whole flat vector. One thread: the GP's matrices are too small to share."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return study.ask(fixed_distributions=space)
-    finally:
-        torch.set_num_threads(threads)

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from autoprune.backbones.bsq_tokenizer import BSQTokenizer
 from autoprune.backbones.catalogue import BACKBONES
-from autoprune.backbones.schedules import scale_schedule
 from autoprune.errors import UserError
 from autoprune.testbed.generator_recipe import GeneratorRecipe
 from autoprune.testbed.scenes import DATA_VERSION
@@ -57,22 +56,7 @@ def load_tokenizer(run: GeneratorRun) -> BSQTokenizer:
         raise UserError(
             f"tokenizer {str(run.tokenizer)!r} must have the embedded model's keys, {wrong[0]!r} differs; train it again."
         )
-    return unit_latents(tokenizer.requires_grad_(False)).eval().to(run.device)
-
-
-@torch.no_grad()
-def unit_latents(tokenizer: BSQTokenizer) -> BSQTokenizer:
-    """Rescales features so that the sum of all codes has a root mean square near 1; bits and images stay the same.
-
-    Learnt magnitudes drift to any size (a sign has no scale): at 60 the embedding of the tokens would drown what the
-    transformer's blocks add.
-    """
-    scales = len(scale_schedule(1.0, SPEC.pixel_budget))
-    size = tokenizer.magnitudes[:scales].square().sum().sqrt()
-    for parameter in (tokenizer.encoder.conv_out.conv.weight, tokenizer.encoder.conv_out.conv.bias, tokenizer.magnitudes):
-        parameter.div_(size)
-    tokenizer.decoder.conv_in.conv.weight.mul_(size)
-    return tokenizer
+    return tokenizer.requires_grad_(False).eval().to(run.device)
 
 
 def weights_hash(module: nn.Module) -> str:

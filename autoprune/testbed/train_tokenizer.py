@@ -23,7 +23,7 @@ from autoprune.testbed import scenes
 from autoprune.testbed.convolution_optimiser import ConvolutionOptimiser
 from autoprune.testbed.distributed import Team, run_team
 from autoprune.testbed.image_store import open_images
-from autoprune.testbed.reconstruction import Reconstruction, reconstruct, reconstruction_psnr
+from autoprune.testbed.reconstruction import TINY_SCHEDULE, Reconstruction, reconstruct, reconstruction_psnr
 
 VALIDATION_SEED_OFFSET = 1_000_003
 VALIDATION_IMAGES = 96
@@ -221,7 +221,8 @@ class _Session:
             "data_version": scenes.DATA_VERSION,
         }
         temporary = path.with_suffix(".tmp")
-        save_file({key: value.cpu().clone() for key, value in self.average.state_dict().items()}, temporary, record)
+        state = {key: value.cpu().clone() for key, value in self.average.state_dict().items()}
+        save_file(_at_unit_scale(state), temporary, record)
         temporary.replace(path)
 
     def _keep_state(self) -> None:
@@ -248,6 +249,22 @@ def _batch(images: np.ndarray, session: _Session, team: Team) -> Tensor:
     picked = np.random.default_rng((recipe.seed, session.steps)).integers(len(images), size=recipe.batch)
     own = torch.from_numpy(images[np.sort(picked[team.rank :: team.size])])
     return own.to(session.run.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def _at_unit_scale(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same function with code magnitudes of about one together: training leaves the scale of features free.
+
+    Measured drift: latents of root mean square 62 after 18 minutes. A power of two keeps every output bit-identical.
+    """
+    if "magnitudes" not in state:
+        return state
+    used = state["magnitudes"][: len(TINY_SCHEDULE)]
+    factor = 2.0 ** -round(math.log2(float(used.square().sum().sqrt())))
+    scaled = dict(state, magnitudes=state["magnitudes"] * factor)
+    for key in ("encoder.conv_out.conv.weight", "encoder.conv_out.conv.bias"):
+        scaled[key] = state[key] * factor
+    scaled["decoder.conv_in.conv.weight"] = state["decoder.conv_in.conv.weight"] / factor
+    return scaled
 
 
 def _silence_second_convolutions(model: BSQTokenizer) -> None:
