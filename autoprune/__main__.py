@@ -23,6 +23,7 @@ _SEARCH_EXTRA = (
     "rich",
     "PIL",
     "matplotlib",
+    "scipy",
     "yaml",
 )
 
@@ -74,9 +75,11 @@ def _search(run: "RunSettings") -> None:
     try:
         with RichProgress() as progress:
             result = run_study(run.study, backbone=backbone, tracker=tracker, progress=progress)
-        if result.interrupted:
-            raise KeyboardInterrupt
-        files = write_report(result, backbone)
+            if result.interrupted:
+                raise KeyboardInterrupt
+            progress.phase("plots and pictures", 1)
+            files = write_report(result, backbone)
+            progress.step()
         tracker.finish(result, files)
     finally:
         tracker.close()

@@ -18,7 +18,7 @@ import autoprune
 from autoprune import Policy
 
 ROOT = Path(autoprune.__file__).parent.parent
-SMALL = ("+experiment=smoke", "quality.prompts=8", "quality.held_out_prompts=8", "latency.rounds=1")
+SMALL = ("experiment=smoke", "quality.prompts=8", "quality.held_out_prompts=8", "latency.rounds=1")
 
 
 @pytest.fixture(scope="module")

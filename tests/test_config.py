@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from autoprune.backbones import BACKBONES
 from autoprune.errors import UserError
 from autoprune.search.config import read_settings, run_composed, yaml_directory
 from autoprune.search.settings import LATENCIES, SAMPLERS
@@ -42,16 +43,22 @@ def test_groups_and_values_reach_the_settings(monkeypatch):
     assert (run.study.name, run.tracker.name) == ("a", "none")
 
 
+def test_a_multirun_is_one_study_a_choice(monkeypatch):
+    runs = composed(monkeypatch, "-m", "search_spaces=fastvar,unified")
+    assert [run.study.folder for run in runs] == [Path("outputs/tiny-fastvar"), Path("outputs/tiny-unified")]
+
+
 def test_every_choice_of_every_group_composes(monkeypatch):
     groups = [path for path in yaml_directory("conf").iterdir() if path.is_dir()] + [yaml_directory("search_spaces")]
     for group in groups:
         for choice in group.glob("*.yaml"):
             (run,) = composed(monkeypatch, f"{group.name}={choice.stem}")
-            assert run.composed[group.name].get("name", choice.stem) == choice.stem
+            chosen = run.composed.get(group.name, {})
+            assert chosen.get("name", choice.stem) == choice.stem
 
 
-def test_every_sampler_and_latency_has_its_file():
-    for group, names in (("sampler", SAMPLERS), ("latency", LATENCIES)):
+def test_every_backbone_sampler_and_latency_has_its_file():
+    for group, names in (("backbone", BACKBONES), ("sampler", SAMPLERS), ("latency", LATENCIES)):
         assert {path.stem for path in (yaml_directory("conf") / group).glob("*.yaml")} == set(names)
 
 
@@ -71,7 +78,7 @@ def test_every_sampler_and_latency_has_its_file():
         ("tracker.name=mlflow", "tracker.name must be 'wandb' or 'none', got 'mlflow'."),
         ("search_spaces.dimensions.keep.high=1.2", "keep ratios need 0 < low < high <= 1"),
         ("study.name=${nothing}", "the settings do not compose (Interpolation key 'nothing' not found); "),
-        ("budget", "the settings do not compose (Error parsing override 'budget'); "),
+        ("budget", "the settings do not compose ("),
     ],
 )
 def test_a_mistake_is_one_sentence(monkeypatch, override, sentence):
@@ -91,10 +98,8 @@ def test_an_error_of_the_task_keeps_its_own_type(monkeypatch):
         run_composed(task)
 
 
-def test_settings_below_the_entry_are_plain_data():
-    config = OmegaConf.load(yaml_directory("conf") / "config.yaml")
-    assert "defaults" in config
-    with pytest.raises(UserError):
+def test_an_incomplete_configuration_is_refused():
+    with pytest.raises(UserError, match="backbone field required"):
         read_settings(OmegaConf.create({"study": {"name": "x"}}))
 
 

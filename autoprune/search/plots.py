@@ -1,6 +1,6 @@
 """The Pareto plot of a study, as a PNG to look at and an HTML page to explore: speed-up against quality loss."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -37,6 +37,10 @@ class _Series:
     y: list[float]
     labels: list[str]
     hovers: list[str]
+
+    def points(self) -> Iterator[tuple[float, float, str]]:
+        """Yields (x, y, label)."""
+        return zip(self.x, self.y, self.labels, strict=True)
 
 
 def save_pareto_image(result: StudyResult, path: Path) -> Path:
@@ -108,26 +112,26 @@ def _every_series(result: StudyResult) -> list[_Series]:
     searched = [record for record in complete if not record.preset and record.source != "repeat"]
     accepted = [record for record in searched if record.feasible and record.state == "complete"]
     every = [
-        _trial_series(_REJECTED, [record for record in searched if record not in accepted], result),
-        _trial_series(_TRIAL, accepted, result),
-        _trial_series(_CONTROL, controls, result),
-        _trial_series(_PRESET, presets, result),
+        _trial_series(_REJECTED, [record for record in searched if record not in accepted], held_out={}),
+        _trial_series(_TRIAL, accepted, held_out={}),
+        _trial_series(_CONTROL, controls, held_out=result.presets),
+        _trial_series(_PRESET, presets, held_out=result.presets),
         _front_series(result.front),
         _Series(_DENSE, [1.0], [0.0], ["dense"], ["<b>dense</b><br>nothing pruned"]),
     ]
     return [series for series in every if series.x]
 
 
-def _trial_series(name: str, records: Sequence[TrialRecord], result: StudyResult) -> _Series:
+def _trial_series(name: str, records: Sequence[TrialRecord], *, held_out: Mapping[str, Measurement]) -> _Series:
     """Returns the points of trials; presets and controls that were measured with the front stand where that puts them."""
-    shown = [result.presets.get(record.preset, record.measurement) for record in records]
+    shown = [held_out.get(record.preset, record.measurement) for record in records]
     heads = [f"trial {record.number}, {record.source}" for record in records]
     return _Series(
         name,
         [measured.speed_up for measured in shown],
         [measured.loss for measured in shown],
         [record.preset for record in records],
-        [_hover(head, measured, record.policy) for head, measured, record in zip(heads, shown, records, strict=True)],
+        [_hover(head, measured, policy=record.policy) for head, measured, record in zip(heads, shown, records, strict=True)],
     )
 
 
@@ -143,30 +147,33 @@ def _front_series(front: Sequence[FrontMember]) -> _Series:
         [member.held_out.loss for member in members.values()],
         labels,
         [
-            _hover(f"{label or 'front'}, trial {number}, held-out prompts", member.held_out, member.trial.policy)
+            _hover(f"{label or 'front'}, trial {number}, held-out prompts", member.held_out, policy=member.trial.policy)
             for label, (number, member) in zip(labels, members.items(), strict=True)
         ],
     )
 
 
-def _hover(head: str, measured: Measurement, policy: Policy) -> str:
+def _hover(head: str, measured: Measurement, *, policy: Policy) -> str:
     numbers = f"{measured.speed_up:.2f}x, loss {measured.loss:.3f}, score drop {drop_text(measured)} points"
     return "<br>".join([f"<b>{head}</b>", numbers, *schedule_lines(policy)])
 
 
 def _place_labels(axes: "Axes", labelled: list[_Series]) -> None:
     """Writes each label at the nearest place beside its point where it covers no label and no labelled point."""
+    from matplotlib.text import Text
     from matplotlib.transforms import Bbox
 
-    renderer = axes.figure.canvas.get_renderer()
-    points = [(x, y, text) for series in labelled for x, y, text in zip(series.x, series.y, series.labels, strict=True) if text]
-    taken = [Bbox.from_bounds(*(axes.transData.transform((x, y)) - 10), 20, 20) for x, y, _ in points]
-    for x, y, text in points:
-        note = axes.annotate(text, (x, y), xytext=(0, 0), textcoords="offset points", fontsize=9, va="center")
+    renderer, line = axes.figure.canvas.get_renderer(), {"arrowstyle": "-", "color": "#9aa4b1", "linewidth": 0.6}
+    points = [(series, place, text) for series in labelled for *place, text in series.points() if text]
+    taken = [Bbox.from_bounds(*(axes.transData.transform(place) - 10), 20, 20) for _, place, _ in points]
+    for series, place, text in points:
+        style = {"fontsize": 9, "va": "center", "color": _STYLES[series.name][2], "arrowprops": line}
+        note = axes.annotate(text, place, xytext=(0, 0), textcoords="offset points", **style)
         for distance, (right, up) in product(_DISTANCES, _SIDES):
             note.set_position((distance * right, distance * up))
             note.set_horizontalalignment(("center", "left", "right")[right])
-            box = note.get_window_extent(renderer)
+            note.update_positions(renderer)
+            box = Text.get_window_extent(note, renderer)
             if axes.bbox.fully_containsx(box.x1) and axes.bbox.fully_containsx(box.x0) and not box.count_overlaps(taken):
                 break
         taken.append(box)

@@ -1,6 +1,5 @@
 """What the user sees while a study runs: one bar per phase, the best speed-up so far and the time left."""
 
-from types import TracebackType
 from typing import Self
 
 from rich.console import Console
@@ -15,7 +14,7 @@ class NullProgress:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *exception: object) -> None:
         pass
 
     def phase(self, name: str, total: int) -> None:
@@ -45,7 +44,7 @@ class RichProgress(NullProgress):
         self._bars.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._bars.stop()
 
     def phase(self, name: str, total: int) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from rich import box
 from rich.table import Table
 
-from autoprune.policy import Policy, ScalePruning
+from autoprune.policy import Policy
 from autoprune.search.records import Measurement, StudyResult
 
 
@@ -33,7 +33,7 @@ def result_table(result: StudyResult) -> Table:
 def schedule_lines(policy: Policy) -> list[str]:
     """Returns what a policy changes, one line a decision; `dense` alone when it changes nothing."""
     normal = policy.canonical()
-    lines = [_scale_line(normal, index, pruning) for index, pruning in normal.scales.items()]
+    lines = [_scale_line(normal, index) for index in normal.scales]
     if normal.guidance.branch != "both":
         lines.append(f"from scale {normal.guidance.from_scale}: {normal.guidance.branch} branch only")
     if normal.skip_last:
@@ -64,8 +64,8 @@ def _numbers(measured: Measurement) -> tuple[str, ...]:
     return (f"{measured.speed_up:.2f}x", f"{measured.loss:.3f}", drop_text(measured), f"{measured.peak_memory_mb:.0f} MB")
 
 
-def _scale_line(policy: Policy, index: int, pruning: ScalePruning) -> str:
-    _, height, width = policy.scale_schedule[index]
+def _scale_line(policy: Policy, index: int) -> str:
+    pruning, (_, height, width) = policy.scales[index], policy.scale_schedule[index]
     layers = "" if pruning.layers is None else f", layers {pruning.layers[0]}-{pruning.layers[1]}"
     how = f"{pruning.scorer}, {pruning.granularity}{layers}, {pruning.interpolation} from scale {pruning.cache_scale}"
     return f"scale {index} ({height}x{width}): keep {100 * pruning.keep:.0f} % ({how})"

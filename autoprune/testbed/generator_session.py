@@ -55,9 +55,7 @@ class GeneratorSession:
     def prepare(self, started: float) -> None:
         """Teaches the caption encoder unless resumed, and starts the clock; the run began at `started` (monotonic)."""
         if not self.prepared:
-            self.place_accuracy = pretrain_text(
-                self.team, self.text, steps=self.recipe.text_steps, seed=self.recipe.seed
-            )
+            self.place_accuracy = pretrain_text(self.team, self.text, steps=self.recipe.text_steps, seed=self.recipe.seed)
             self.averages[1].load_state_dict(self.text.state_dict())
             shared = self.team.average(torch.tensor([time.monotonic() - started], dtype=torch.float64))
             self.elapsed = self.prepared = float(shared)
@@ -166,9 +164,7 @@ class GeneratorSession:
 
     def _checkpoint(self, held_out: LatentSet) -> None:
         validation = self.validate(held_out)
-        self.history.append(
-            {"seconds": round(self.elapsed), "full_samples": self.full_samples, "nats_per_bit": validation}
-        )
+        self.history.append({"seconds": round(self.elapsed), "full_samples": self.full_samples, "nats_per_bit": validation})
         if self.team.leads:
             print("validation " + " ".join(f"{value:.3f}" for value in validation), flush=True)
 
@@ -187,4 +183,3 @@ class GeneratorSession:
         self.optimisers.load(state["optimisers"])
         for name, value in state["numbers"].items():
             setattr(self, name, value)
-

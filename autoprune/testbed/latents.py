@@ -69,7 +69,7 @@ def encode_scenes(latents: LatentSet, tokenizer: BSQTokenizer, rows: Sequence[in
         chunk = list(rows[start : start + ENCODE_BATCH])
         pairs = [training_pair(seed, row) for row in chunk]
         images = torch.from_numpy(np.stack([pair[0] for pair in pairs])).to(device)
-        images = images.permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous(memory_format=torch.channels_last)
+        images = images.permute(0, 3, 1, 2).float() / 127.5 - 1
         with torch.autocast(device.type, torch.bfloat16):
             features = tokenizer.encode(images)
         latents.features[chunk] = features.half().cpu().numpy()
