@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from autoprune.backbones import load_backbone
 from autoprune.errors import UserError
@@ -154,8 +155,21 @@ def test_unknown_names_list_the_choices() -> None:
         load_backbone("gpt")
     with pytest.raises(UserError, match="choose from auto, float32"):
         load_backbone("tiny", weights="random", dtype="int3")
+    with pytest.raises(UserError, match="cannot be used here"):
+        load_backbone("tiny", weights="random", device="abacus")
+
+
+def test_unfit_weights_are_named(tmp_path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
-        load_backbone("tiny", weights="/nowhere.safetensors")
+        load_backbone("tiny", weights=tmp_path / "missing.safetensors")
+    truncated = tmp_path / "truncated.safetensors"
+    truncated.write_bytes(b"1234567890")
+    with pytest.raises(UserError, match="not a safetensors file"):
+        load_backbone("tiny", weights=truncated)
+    other = tmp_path / "other.safetensors"
+    save_file({"infinity.pos_start": torch.zeros(1, 1, 8)}, other)
+    with pytest.raises(UserError, match="tensors differ, first infinity"):
+        load_backbone("tiny", weights=other)
 
 
 @pytest.mark.gpu

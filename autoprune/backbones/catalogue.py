@@ -62,14 +62,15 @@ def load_backbone(
     if name not in BACKBONES:
         raise unknown_name("backbone", name, BACKBONES)
     spec = BACKBONES[name]
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = _device(device)
     compute_dtype = _compute_dtype(dtype, device)
     parts, revision = _embedded_parts(spec, weights)
     for part in parts.values():
         part.requires_grad_(False).eval().to(device)
     for block in parts["infinity"].layers():
         block.to(compute_dtype)
-    parts["vae"].to(compute_dtype, memory_format=torch.channels_last)
+    for network in (parts["vae"].encoder, parts["vae"].decoder):
+        network.to(compute_dtype, memory_format=torch.channels_last)
     return Backbone(
         name=name,
         model=parts["infinity"],
@@ -115,11 +116,25 @@ def _load_prefixed(parts: dict[str, nn.Module], content: bytes, path: Path) -> N
     for prefix, part in parts.items():
         start = prefix + "."
         state = {key.removeprefix(start): value.float() for key, value in tensors.items() if key.startswith(start)}
-        problems = part.load_state_dict(state, strict=False)
-        wrong = [*problems.missing_keys, *problems.unexpected_keys]
+        expected = part.state_dict()
+        wrong = [key for key in {**expected, **state} if _shape(expected, key) != _shape(state, key)]
         if wrong:
-            first = f"{len(wrong)} keys differ, first {start}{wrong[0]}"
+            first = f"{len(wrong)} tensors differ, first {start}{wrong[0]}"
             raise UserError(f"weights {str(path)!r} do not fit: {first}; check the file.")
+        part.load_state_dict(state)
+
+
+def _shape(state: dict[str, torch.Tensor], key: str) -> torch.Size | None:
+    return state[key].shape if key in state else None
+
+
+def _device(name: str | torch.device | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.zeros(0, device=name).device
+    except (RuntimeError, AssertionError):
+        raise UserError(f"device {str(name)!r} cannot be used here; set device to cpu, or install what it needs.") from None
 
 
 def _compute_dtype(name: str, device: torch.device) -> torch.dtype:
