@@ -73,7 +73,7 @@ def scaled_orthogonal(direction: Tensor, parts: int = 1) -> Tensor:
     return (orthogonalise(matrices) * scale).flatten(0, 1).to(direction.dtype)
 
 
-def orthogonalise(matrices: Tensor, *, steps: int = 5) -> Tensor:
+def orthogonalise(matrices: Tensor, *, steps: int = 4) -> Tensor:
     """Matrices [N, rows, columns] -> bfloat16 with singular values in about [0.7, 1.2] (Newton-Schulz)."""
     a, b, c = COEFFICIENTS
     x = matrices.bfloat16()
