@@ -16,6 +16,7 @@ from torch import Tensor
 
 import autoprune
 from autoprune.backbones import Backbone, Sampling
+from autoprune.backbones.catalogue import EMBEDDED_WEIGHTS
 from autoprune.testbed.captions import TASKS, Prompt, prompt_set
 from autoprune.testbed.score import MAIN_THRESHOLD, STRICT_THRESHOLD, find, score_findings
 
@@ -49,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("outputs/evaluation"), help="folder of scores.json and grid.png")
+    parser.add_argument("--record", action="store_true", help="also write scores and hash into the .json beside the weights")
     options = parser.parse_args(arguments)
     backbone = autoprune.load_backbone("tiny", weights=options.weights, dtype=options.dtype)
     chosen = Sampling(
@@ -69,6 +71,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     save_grid(options.out / "grid.png", images, prompts)
     record = {"revision": backbone.revision, "held_out": vars(evaluation), "search": [vars(result) for result in results]}
     (options.out / "scores.json").write_text(json.dumps(record, indent=1))
+    if options.record:
+        path = Path(options.weights or EMBEDDED_WEIGHTS).with_suffix(".json")
+        training = json.loads(path.read_text())
+        path.write_text(json.dumps(training | {"sha256": backbone.revision, "scores": record["held_out"]}, indent=1) + "\n")
 
 
 def evaluate(
