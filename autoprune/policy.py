@@ -253,7 +253,9 @@ def _from_document(document: dict[str, object], source: str) -> Policy:
         values["scales"] = {int(index): _pruning(entry) for index, entry in values["scales"].items()}
         values["guidance"] = BranchRule(**values["guidance"])
         return Policy(**values)
-    except (TypeError, KeyError, AttributeError) as error:
+    except UserError:
+        raise
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise UserError(f"{source} does not have the fields of {SCHEMA} ({error}); export it again.") from None
 
 

@@ -1,5 +1,6 @@
 """Policy files: round trip, canonical form, and one clear sentence for everything that is wrong with them."""
 
+import hashlib
 import json
 
 import pytest
@@ -110,6 +111,18 @@ def test_truncated_edited_and_foreign_files_are_refused() -> None:
         Policy.from_json(text.replace(SCHEMA, "autoprune.policy/9"))
     with pytest.raises(UserError, match="must have schema"):
         Policy.from_json("[1, 2]")
+
+
+@pytest.mark.parametrize(
+    "change", [{"scales": {"x": {}}}, {"scales": [1]}, {"scale_schedule": 3}, {"guidance": {"to": 1}}, {"depth": None}]
+)
+def test_sealed_files_with_wrong_fields_are_refused_in_one_sentence(change: dict) -> None:
+    document = json.loads(make(guidance=BranchRule("cond", 4)).to_json()) | change
+    document.pop("digest")
+    canonical = json.dumps(document, sort_keys=True, separators=(",", ":"))
+    document["digest"] = "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
+    with pytest.raises(UserError, match="does not have the fields"):
+        Policy.from_json(json.dumps(document))
 
 
 def test_a_policy_moves_to_another_aspect_ratio_without_its_measurements() -> None:
