@@ -134,7 +134,7 @@ def test_different_active_choices_have_different_keys() -> None:
     here = space("unified", "tiny")
     dense = dict(here.presets()[0].vector)
     variants = [
-        dense | {"keep_6": 0.5, "interpolation": mode, "rows": rows, "cache_before": cache}
+        dense | {"pruned_scales": 1, "keep_6": 0.5, "interpolation": mode, "rows": rows, "cache_before": cache}
         for mode, rows, cache in itertools.product(("area", "nearest"), ("per_branch", "shared"), (1, 2))
     ]
     assert len({here.policy(vector).key() for vector in variants}) == len(variants)
@@ -192,3 +192,11 @@ def test_neighbours_are_unseen_valid_vectors() -> None:
         assert key not in known
         known.add(key)
     assert np.unique(list(known)).size == len(known)
+
+
+def test_one_dimension_says_how_many_scales_are_pruned() -> None:
+    here = space("unified", "tiny")
+    vector = dict(here.presets()[0].vector) | {"keep_4": 0.5, "keep_5": 0.5, "keep_6": 0.5}
+    pruned = [sorted(here.policy(vector | {"pruned_scales": count}).scales) for count in range(4)]
+    assert pruned == [[], [6], [5, 6], [4, 5, 6]]
+    assert sorted(here.policy(vector | {"pruned_scales": 1, "skip_last": 1}).scales) == [5]

@@ -1,7 +1,8 @@
 """From a flat vector of numbers, which every sampler can model, to one canonical policy, and from presets to vectors.
 
 Every dimension is always suggested; a pure function ignores the inactive ones and repairs what would break a rule,
-so no vector is invalid. Positions are relative, so one file serves every schedule and depth.
+so no vector is invalid. Positions are relative, so one file serves every schedule and depth. How many scales are pruned
+is a dimension of its own: a sampler hardly ever draws a keep ratio of exactly 1, and so never a single pruned scale.
 """
 
 import math
@@ -62,6 +63,7 @@ class SearchSpace:
             f"keep_{scale}": FloatDistribution(free.keep.low, free.keep.high, step=free.keep.step) for scale in self.prunable
         }
         for name, low, high in (
+            ("pruned_scales", 0, len(self.prunable)),
             ("skip_last", 0, min(_share_of(free.skip_last, count), count - 1)),
             ("single_branch_scales", 0, _share_of(free.single_branch_scales, count)),
             ("cache_before", 1, free.cache_before),
@@ -81,7 +83,8 @@ class SearchSpace:
         run = len(target.scale_schedule) - int(vector.get("skip_last", 0))
         single = int(vector.get("single_branch_scales", 0))
         guidance = BranchRule(self._choice(vector, "branch"), max(0, run - single)) if single else BranchRule()
-        kept = {scale: float(vector.get(f"keep_{scale}", 1.0)) for scale in self.prunable if scale < run}
+        first = run - int(vector.get("pruned_scales", len(self.prunable)))
+        kept = {scale: float(vector.get(f"keep_{scale}", 1.0)) for scale in self.prunable if first <= scale < run}
         pruned = [scale for scale, keep in kept.items() if _removes(target.scale_schedule[scale], keep)]
         cache = max(0, min(pruned) - int(vector.get("cache_before", 1))) if pruned else 0
         layers = (int(vector.get("exempt_first", 0)), target.depth - 1 - int(vector.get("exempt_last", 0)))
@@ -130,9 +133,9 @@ class SearchSpace:
         keeps = [_from_end(setting.keep, offset, (setting.of_scales or count) / count) for offset in range(1, count + 1)]
         skip = next((index for index, keep in enumerate(keeps) if keep > 0), count)
         placed: dict[str, float | int | str] = {"skip_last": skip, "single_branch_scales": setting.single_branch_scales}
-        for offset, keep in enumerate(keeps, start=1):
-            if 0 < keep < 1:
-                placed[f"keep_{count - offset}"] = keep
+        pruned = {offset: keep for offset, keep in enumerate(keeps, start=1) if 0 < keep < 1}
+        placed["pruned_scales"] = max(pruned, default=skip) - skip
+        placed |= {f"keep_{count - offset}": keep for offset, keep in pruned.items()}
         placed["cache_before"] = setting.cache_before
         if setting.layers is not None:
             share = depth / setting.of_layers
