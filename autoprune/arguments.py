@@ -1,12 +1,25 @@
 """`key=value` command lines read into a frozen dataclass, for the commands that must run without Hydra."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
 from typing import TypeVar
 
 from autoprune.errors import UserError, unknown_name
 
 Choices = TypeVar("Choices")
+
+
+def run_command(kind: type[Choices], arguments: Sequence[str], *, usage: str, command: Callable[[Choices], str]) -> int:
+    """Prints what `command` makes of the arguments; returns 0, 2 after bad input (one sentence), 130 after Ctrl-C."""
+    try:
+        print(command(read_arguments(kind, arguments, usage=usage)))
+    except UserError as error:
+        print(f"autoprune: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
 
 
 def read_arguments(kind: type[Choices], arguments: Sequence[str], *, usage: str) -> Choices:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from autoprune.arguments import read_arguments
+from autoprune.arguments import run_command
 from autoprune.backbones import Backbone, load_backbone
 from autoprune.backbones.attention import explicit_attention, sdpa_attention
 from autoprune.errors import UserError
@@ -47,13 +47,8 @@ class Choices:
 
 
 def main(arguments: list[str]) -> int:
-    """Runs the command; returns 0, 2 after bad input."""
-    try:
-        print(_bench(read_arguments(Choices, arguments, usage=USAGE)))
-    except UserError as error:
-        print(f"autoprune: {error}", file=sys.stderr)
-        return 2
-    return 0
+    """Runs the command; returns 0, 2 after bad input, 130 after Ctrl-C."""
+    return run_command(Choices, arguments, usage=USAGE, command=_bench)
 
 
 def probe_policies(backbone: Backbone) -> dict[str, Policy]:

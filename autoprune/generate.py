@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from autoprune.arguments import read_arguments
+from autoprune.arguments import run_command
 from autoprune.backbones import load_backbone
 from autoprune.errors import UserError
 from autoprune.generation import generate
@@ -41,14 +41,7 @@ class Choices:
 
 def main(arguments: list[str]) -> int:
     """Runs the command; returns 0, 2 after bad input, 130 after Ctrl-C."""
-    try:
-        print(_generate(read_arguments(Choices, arguments, usage=_USAGE)))
-    except UserError as error:
-        print(f"autoprune: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return run_command(Choices, arguments, usage=_USAGE, command=_generate)
 
 
 def _generate(choices: Choices) -> str:
