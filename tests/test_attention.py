@@ -1,5 +1,7 @@
 """Every attention backend against a plain float64 loop."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -27,18 +29,18 @@ def naive(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
 
 
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("backend", ["explicit", "sdpa"])
-def test_backends_agree_with_a_plain_loop(monkeypatch: pytest.MonkeyPatch, backend: str, masked: bool) -> None:
-    monkeypatch.setattr(attention, "attention_backend", lambda q, mask: backend)
+@pytest.mark.parametrize("function", [attention.attend, attention.explicit_attention, attention.sdpa_attention])
+def test_every_form_agrees_with_a_plain_loop(function: Callable[..., Tensor], masked: bool) -> None:
     q, k, v = inputs()
     mask = torch.zeros(2, 1, 1, 9).index_fill(-1, torch.tensor([7, 8]), float("-inf")) if masked else None
-    ours = attention.attend(q, k, v, scale=0.125, mask=mask)
+    ours = function(q, k, v, scale=0.125, mask=mask)
     torch.testing.assert_close(ours.double(), naive(q, k, v, mask), rtol=0, atol=1e-5)
 
 
-def test_cpu_uses_explicit_products() -> None:
-    q, _, _ = inputs()
-    assert attention.attention_backend(q, None) == "explicit"
+def test_cpu_never_asks_for_flash(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "_flash_function", lambda: attention.sdpa_attention)
+    q, _, _ = inputs(dtype=torch.bfloat16)
+    assert attention.attention_backend(q, None) == "sdpa"
 
 
 @pytest.mark.gpu

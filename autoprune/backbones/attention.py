@@ -1,6 +1,6 @@
-"""The one attention function: flash-attn where it is installed and usable, explicit products on CPUs, SDPA elsewhere.
+"""The one attention function: flash-attn where it is installed and usable, PyTorch's fused attention (SDPA) elsewhere.
 
-`python -m autoprune.bench` times explicit products against SDPA on a backbone's own shapes.
+`python -m autoprune.bench` times explicit products against SDPA on a backbone's own shapes; SDPA wins on CPUs too.
 """
 
 from functools import lru_cache
@@ -15,23 +15,19 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float, mask: Tensor | None
 
     q [R, H, L, D]; k, v [R, H, K, D]; mask is additive and broadcasts to [R, H, L, K]. Result [R, H, L, D].
     """
-    backend = attention_backend(q, mask)
-    if backend == "flash":
+    if attention_backend(q, mask) == "flash":
         return _flash_function()(*(x.transpose(1, 2) for x in (q, k, v)), softmax_scale=scale).transpose(1, 2)
-    function = explicit_attention if backend == "explicit" else sdpa_attention
-    return function(q, k, v, scale=scale, mask=mask)
+    return sdpa_attention(q, k, v, scale=scale, mask=mask)
 
 
 def attention_backend(q: Tensor, mask: Tensor | None) -> str:
-    """Returns which implementation `attend` uses for these inputs: flash, explicit or sdpa."""
-    if q.device.type == "cpu":
-        return "explicit"
-    usable = q.dtype in (torch.float16, torch.bfloat16) and mask is None and q.shape[-1] <= 256
+    """Returns which implementation `attend` uses for these inputs: flash or sdpa."""
+    usable = q.device.type == "cuda" and q.dtype in (torch.float16, torch.bfloat16) and mask is None and q.shape[-1] <= 256
     return "flash" if usable and _flash_function() is not None else "sdpa"
 
 
 def explicit_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, mask: Tensor | None = None) -> Tensor:
-    """Two products around a softmax, as `attend`."""
+    """Two products around a softmax, as `attend`: what fused attention is compared with."""
     scores = (q * scale if scale != 1.0 else q) @ k.transpose(-1, -2)
     if mask is not None:
         scores = scores + mask.to(scores.dtype)
