@@ -82,7 +82,7 @@ def test_validation_measures_on_other_prompts_and_seeds_in_real_interleaved_runs
     evaluator.dense()
     pruned, steps = policy_for(backbone, skip_last=1), []
     searched = evaluator.evaluate(pruned, stop=never).measurement
-    measured = evaluator.validate({"p": pruned, "q": policy_for(backbone)}, step=lambda: steps.append(1))
+    measured = evaluator.validate({"p": pruned, "q": policy_for(backbone)}, step=lambda: not steps.append(1))
     assert len(steps) == evaluator.validation_steps() == 2
     assert measured["p"].latency_source == "measured" and measured["p"].prompts == 3 and measured["q"].loss < 1e-6
     assert measured["p"].seed != searched.seed and measured["p"].loss != searched.loss

@@ -63,13 +63,26 @@ def test_the_table_sums_medians_and_divides_out_what_slowed_dense() -> None:
     assert table.estimate(plan_of()) is None
     for slow in (1.0, 2.0, 1.5):
         clock = FakeClock({key: slow * seconds for key, seconds in zip(keys, (0.1, 0.2, 0.4), strict=True)})
-        table.add(clock, total=1.0 * slow, dense=1.0 * slow)
+        table.add(clock, total=1.0 * slow, slowness=slow)
     latency, spread = table.estimate(plan_of())
     assert latency == pytest.approx(1.0) and spread == pytest.approx(0.0, abs=1e-9)
     assert table.estimate(plan_of(skip_last=1))[0] == pytest.approx(0.6)
     assert table.estimate(plan_of(scales={2: ScalePruning(0.5, 1)})) is None
     again = LatencyTable.from_plain(table.to_plain())
     assert again.estimate(plan_of()) == table.estimate(plan_of()) and REST in again.to_plain()["samples"]
+
+
+def test_known_scales_say_how_slow_the_machine_is() -> None:
+    keys = [scale_key(scale) for scale in plan_of().scales]
+    table = LatencyTable(reference=1.0)
+    times = dict(zip(keys, (0.1, 0.2, 0.4), strict=True))
+    assert table.slowness(FakeClock(times), total=1.0) is None, "an empty table knows nothing"
+    for _ in range(2):
+        table.add(FakeClock(times), total=1.0, slowness=1.0)
+    fresh = FakeClock({keys[0]: 0.2, keys[1]: 0.4, "unknown": 5.0})
+    assert table.slowness(fresh, total=6.2) is None, "0.2, 0.4 and the rest 0.6 are less than 30 % of the run"
+    fresh = FakeClock({keys[0]: 0.2, keys[1]: 0.4, "unknown": 0.8})
+    assert table.slowness(fresh, total=2.0) == pytest.approx(2.0)
 
 
 def test_the_clock_stamps_every_scale_that_runs() -> None:

@@ -67,7 +67,7 @@ def test_fastvar_on_the_embedded_schedule_keeps_its_relative_position() -> None:
 @pytest.mark.parametrize("target", TARGETS)
 def test_every_preset_lies_in_the_space_and_round_trips_through_its_vector(path: Path, target: str) -> None:
     here = SearchSpace(read_space(path), TARGETS[target])
-    flat = here.distributions()
+    flat = here.distributions
     for preset in here.presets():
         if preset.vector is None:
             assert {pruning.scorer for pruning in preset.policy.scales.values()} == {"random"}
@@ -90,7 +90,7 @@ def test_presets_exist_on_other_aspect_ratios(ratio: float) -> None:
 @pytest.mark.parametrize("target", TARGETS)
 def test_every_vector_is_a_valid_canonical_policy(path: Path, target: str) -> None:
     here = SearchSpace(read_space(path), TARGETS[target])
-    for vector in random_vectors(here.distributions(), 150):
+    for vector in random_vectors(here.distributions, 150):
         policy = here.policy(vector)
         assert policy == policy.canonical() and Policy.from_json(policy.to_json()) == policy
         for index, pruning in policy.scales.items():
@@ -183,7 +183,7 @@ def test_the_identity_of_a_space_changes_with_its_content() -> None:
 
 def test_neighbours_are_unseen_valid_vectors() -> None:
     here = space("unified", "tiny")
-    flat, front = here.distributions(), [dict(preset.vector) for preset in here.presets() if preset.vector]
+    flat, front = here.distributions, [dict(preset.vector) for preset in here.presets() if preset.vector]
     known = {here.policy(vector).key() for vector in front}
     for seed in range(30):
         vector = unseen_neighbour(here, front, known=known, seed=seed)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from autoprune.backbones.allocator import keep_freed_memory
 from autoprune.backbones.backbone import Backbone, Sampling
 from autoprune.backbones.bsq_tokenizer import TINY as TINY_TOKENIZER
 from autoprune.backbones.bsq_tokenizer import BSQTokenizer, TokenizerConfig
@@ -57,13 +58,16 @@ def load_backbone(
 
     `weights` is a safetensors file, None for the one shipped in the package, or "random" for the true shapes with
     seeded random values. `dtype` is the precision of the blocks: "auto" takes bfloat16 where the device computes it
-    natively. Raises UserError for an unknown name or dtype and for a file that does not fit.
+    natively. On CPUs the process keeps freed memory from then on (backbones/allocator.py). Raises UserError for an
+    unknown name or dtype and for a file that does not fit.
     """
     if name not in BACKBONES:
         raise unknown_name("backbone", name, BACKBONES)
     spec = BACKBONES[name]
     device = _device(device)
     compute_dtype = _compute_dtype(dtype, device)
+    if device.type == "cpu":
+        keep_freed_memory()
     parts, revision = _embedded_parts(spec, weights)
     for part in parts.values():
         part.requires_grad_(False).eval().to(device)

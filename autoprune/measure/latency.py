@@ -1,7 +1,7 @@
 """Seconds per batch: real runs interleaved with dense, and a table of per-scale times for estimates between them.
 
-Other work on the machine slows neighbouring runs alike, so candidates alternate with dense and every time entered in
-the table is divided by how slow dense was just before it.
+Other work on the machine slows neighbouring runs alike, so candidates alternate with dense, and every time entered in
+the table is divided by how slow the machine was: known scales of the same run say it, or a dense run beside it.
 """
 
 import time
@@ -18,6 +18,7 @@ from autoprune.measure.statistics import median_and_spread
 from autoprune.pruning.plan import Plan, ScalePlan
 
 REST = "rest"
+KNOWN_SHARE = 0.3  # of a run's seconds, below which known scales say too little about how slow the machine is
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def scale_key(scale: ScalePlan) -> str:
 
 
 class LatencyTable:
-    """Per-scale seconds collected from real runs, each corrected by the dense run before it.
+    """Per-scale seconds collected from real runs, each corrected by how slow the machine was then.
 
     `reference` is dense seconds per batch as first measured: all entries are in seconds of that moment.
     """
@@ -102,12 +103,24 @@ class LatencyTable:
         self.reference = reference
         self._samples: dict[str, list[float]] = defaultdict(list)
 
-    def add(self, clock: ScaleClock, *, total: float, dense: float) -> None:
-        """Enters one generation of `total` seconds, next to a dense one of `dense` seconds."""
-        drift = self.reference / dense
-        for key, seconds in clock.seconds.items():
-            self._samples[key].append(seconds * drift)
-        self._samples[REST].append((total - sum(clock.seconds.values())) * drift)
+    def slowness(self, clock: ScaleClock, *, total: float) -> float | None:
+        """Returns how slow the machine was in a run, 1 being the table's moment, from the scales the table knows.
+
+        None where they are less than KNOWN_SHARE of the run.
+        """
+        seconds = self._all_seconds(clock, total)
+        known = {key: median_and_spread(self._samples[key])[0] for key in seconds if len(self._samples.get(key, ())) > 1}
+        share = sum(seconds[key] for key in known)
+        return share / sum(known.values()) if share > KNOWN_SHARE * total else None
+
+    def add(self, clock: ScaleClock, *, total: float, slowness: float) -> None:
+        """Enters one generation of `total` seconds."""
+        for key, seconds in self._all_seconds(clock, total).items():
+            self._samples[key].append(seconds / slowness)
+
+    @staticmethod
+    def _all_seconds(clock: ScaleClock, total: float) -> dict[str, float]:
+        return {**clock.seconds, REST: total - sum(clock.seconds.values())}
 
     def estimate(self, plan: Plan) -> tuple[float, float] | None:
         """Returns the summed median and the spread in seconds per batch, None while a scale was never run."""

@@ -42,11 +42,14 @@ class Evaluator(Protocol):
     def evaluate(self, policy: Policy, *, stop: Stop) -> Evaluation:
         """Measures a policy; after the first batch `stop` may return a reason to end there."""
 
-    def validate(self, policies: Mapping[str, Policy], *, step: Callable[[], None]) -> dict[str, Measurement]:
-        """Measures policies on held-out prompts and seeds, timed together; calls `step` `validation_steps` times."""
+    def validate(self, policies: Mapping[str, Policy], *, step: Callable[[], bool]) -> dict[str, Measurement]:
+        """Measures policies on held-out prompts and seeds, timed together; calls `step` after each round.
+
+        Ends after at most `validation_steps` rounds, or after `latency.rounds` as soon as `step` returns False.
+        """
 
     def validation_steps(self) -> int:
-        """Returns how many interleaved rounds `validate` runs."""
+        """Returns how many interleaved rounds `validate` runs at most."""
 
     def estimated_latency(self, policy: Policy) -> float | None:
         """Returns the table's seconds per batch, None without a table or for unseen scales."""
@@ -105,27 +108,27 @@ class GenerationEvaluator:
     def dense(self) -> Measurement:
         prompts = self._quality.prompts("search", self._settings.quality.prompts)
         works = self._split(prompts, self._settings.seed)
-        self._generate(None, works[0])
-        runs = []
         with PeakMemory(self._backbone.device) as memory:
-            for work in works:
-                clock = ScaleClock(self._backbone.device)
-                images, seconds = self._timed(None, work, clock)
-                self._batches.append(self._paired(work, images))
-                if self._full(work):
-                    runs.append((clock, seconds))
+            self._generate(None, works[0])
+        runs = []
+        for work in works:
+            clock = ScaleClock(self._backbone.device)
+            images, seconds = self._timed(None, work, clock)
+            self._batches.append(self._paired(work, images))
+            if self._full(work):
+                runs.append((clock, seconds))
         timing = Timing.of([seconds for _, seconds in runs])
         self._table = self._table or LatencyTable(timing.median)
         for clock, seconds in runs:
-            self._table.add(clock, total=seconds, dense=seconds)
+            self._table.add(clock, total=seconds, slowness=seconds / self._table.reference)
         pairs = _Pairs.joined([self._compare(batch.images, batch) for batch in self._batches])
         return self._measurement(pairs, timing, timing.median, memory.megabytes)
 
     def evaluate(self, policy: Policy, *, stop: Stop) -> Evaluation:
-        parts, reference = [], self._dense_seconds()
+        parts = []
         with PeakMemory(self._backbone.device) as memory:
             for batch in self._batches:
-                parts.append(self._compare(self._run(policy, batch.work, reference), batch))
+                parts.append(self._compare(self._run(policy, batch.work), batch))
                 if len(parts) == 1:
                     first = self._tabled(policy, parts, 0.0)
                     reason = stop(first)
@@ -135,25 +138,27 @@ class GenerationEvaluator:
             return Evaluation(first, self._tabled(policy, parts, memory.megabytes))
         return Evaluation(first, self._measured(policy, parts, memory.megabytes))
 
-    def validate(self, policies: Mapping[str, Policy], *, step: Callable[[], None]) -> dict[str, Measurement]:
+    def validate(self, policies: Mapping[str, Policy], *, step: Callable[[], bool]) -> dict[str, Measurement]:
         seed = self._settings.seed + self._settings.quality.held_out_seed
         works = self._split(self._quality.prompts("held_out", self._settings.quality.held_out_prompts), seed)
         tally = _Tally(list(policies))
-        for policy in (None, *policies.values()):
-            self._generate(policy, works[0])
+        self._generate(None, works[0])
+        for name, policy in policies.items():
+            with PeakMemory(self._backbone.device) as memory:
+                self._generate(policy, works[0])
+            tally.peaks[name] = memory.megabytes
         for turn in range(self.validation_steps()):
             work = works[turn % len(works)]
             images, seconds = self._timed(None, work)
             batch, times = self._paired(work, images), {_DENSE: seconds}
             for name in tally.order(turn):
-                with PeakMemory(self._backbone.device) as memory:
-                    images, times[name] = self._timed(policies[name], work)
-                tally.peaks[name] = max(tally.peaks[name], memory.megabytes)
+                images, times[name] = self._timed(policies[name], work)
                 if turn < len(works):
                     tally.parts[name].append(self._compare(images, batch))
             if self._full(work):
                 tally.add(times)
-            step()
+            if not step() and turn + 1 >= self._settings.latency.rounds:
+                break
         dense = Timing.of(tally.seconds[_DENSE]).median
         return {name: replace(self._tallied(tally, name, dense), seed=seed) for name in policies}
 
@@ -170,21 +175,23 @@ class GenerationEvaluator:
     def state(self) -> dict[str, object]:
         return self._table.to_plain() if self._table else {}
 
-    def _dense_seconds(self) -> float:
-        """Times dense on the next search batch, as the reference of the runs that follow."""
+    def _run(self, policy: Policy, work: _Work) -> Tensor:
+        clock = ScaleClock(self._backbone.device)
+        images, seconds = self._timed(policy, work, clock)
+        if self._full(work):
+            slowness = self._table.slowness(clock, total=seconds) or self._dense_slowness()
+            self._table.add(clock, total=seconds, slowness=slowness)
+        return images
+
+    def _dense_slowness(self) -> float:
+        """Times dense on the next search batch and returns how slow it was; the run enters the table too."""
         full = [batch.work for batch in self._batches if self._full(batch.work)]
         work, self._turn = full[self._turn % len(full)], self._turn + 1
         clock = ScaleClock(self._backbone.device)
         _, seconds = self._timed(None, work, clock)
-        self._table.add(clock, total=seconds, dense=seconds)
-        return seconds
-
-    def _run(self, policy: Policy, work: _Work, reference: float) -> Tensor:
-        clock = ScaleClock(self._backbone.device)
-        images, seconds = self._timed(policy, work, clock)
-        if self._full(work):
-            self._table.add(clock, total=seconds, dense=reference)
-        return images
+        slowness = seconds / self._table.reference
+        self._table.add(clock, total=seconds, slowness=slowness)
+        return slowness
 
     def _tabled(self, policy: Policy, parts: list[_Pairs], memory: float) -> Measurement:
         """Returns a measurement whose latencies, dense too, are sums of the table."""

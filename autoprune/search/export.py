@@ -69,6 +69,7 @@ def write_front(folder: StudyFolder, result: StudyResult, candidates: Sequence[T
         "dense": result.dense.to_plain(),
         "search_front": [_trial(trial) for trial in candidates],
         "members": [_member(member) for member in result.front],
+        "rejected": [_member(member) for member in result.rejected],
         "presets": {name: measured.to_plain() for name, measured in result.presets.items()},
     }
     return folder.write("front.json", json.dumps(document, indent=2) + "\n")

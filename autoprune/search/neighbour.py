@@ -1,4 +1,4 @@
-"""A fresh point when the sampler repeats itself: one to three dimensions of a front member changed, or any."""
+"""Vectors drawn at random and near others: what the model sampler chooses from, and what replaces a repeated ask."""
 
 from collections.abc import Container, Sequence
 
@@ -11,21 +11,27 @@ TRIES = 200
 NEAR_SHARE = 2 / 3  # the rest is drawn anywhere: a sampler that repeats itself has stopped exploring
 
 
-def unseen_neighbour(
-    space: SearchSpace, front: Sequence[Vector], *, known: Container[str], seed: int
-) -> dict[str, float | int | str] | None:
+def random_vector(space: SearchSpace, rng: np.random.Generator) -> Vector:
+    """Returns a vector drawn uniformly."""
+    return {name: _draw(distribution, rng) for name, distribution in space.distributions.items()}
+
+
+def mutated(space: SearchSpace, vector: Vector, rng: np.random.Generator) -> Vector:
+    """Returns the vector with one to three dimensions drawn anew."""
+    flat = space.distributions
+    names = rng.choice(list(flat), size=rng.integers(1, min(4, len(flat) + 1)), replace=False)
+    return {**vector, **{name: _draw(flat[name], rng) for name in names}}
+
+
+def unseen_neighbour(space: SearchSpace, front: Sequence[Vector], *, known: Container[str], seed: int) -> Vector | None:
     """Returns a vector whose policy is not `known` (policy keys), mostly near a vector of the front.
 
     None when TRIES draws found nothing new: the space is nearly exhausted.
     """
-    rng, flat = np.random.default_rng(seed), space.distributions()
+    rng = np.random.default_rng(seed)
     for _ in range(TRIES):
-        if front and rng.random() < NEAR_SHARE:
-            vector = dict(front[rng.integers(len(front))])
-            for name in rng.choice(list(flat), size=rng.integers(1, min(4, len(flat) + 1)), replace=False):
-                vector[name] = _draw(flat[name], rng)
-        else:
-            vector = {name: _draw(distribution, rng) for name, distribution in flat.items()}
+        near = front and rng.random() < NEAR_SHARE
+        vector = mutated(space, front[rng.integers(len(front))], rng) if near else random_vector(space, rng)
         if space.policy(vector).key() not in known:
             return vector
     return None

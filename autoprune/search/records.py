@@ -91,7 +91,8 @@ class FrontMember:
 class StudyResult:
     """A finished (or stopped) study.
 
-    `trials` holds every record by number, dense first. `front` holds the validated members, slowest first.
+    `trials` holds every record by number, dense first. `front` holds the validated members, slowest first,
+    `rejected` those that broke the budget or were beaten on held-out prompts.
     `presets` holds the held-out measurement of every preset that was timed together with the front, by name.
     `directory` is the study folder. `table_error` is the largest relative error of the latency table over the exported
     policies, None when latencies were measured.
@@ -106,4 +107,5 @@ class StudyResult:
     directory: Path
     presets: Mapping[str, Measurement]
     table_error: float | None = None
+    rejected: tuple[FrontMember, ...] = ()
     interrupted: bool = False

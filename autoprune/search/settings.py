@@ -15,7 +15,7 @@ class SamplerSettings:
     """`startup` trials, presets included, are drawn before the model of `gp` or `tpe` is used."""
 
     name: str = "gp"
-    startup: int = 26
+    startup: int = 16
 
     def __post_init__(self) -> None:
         if self.name not in SAMPLERS:
@@ -49,12 +49,12 @@ class QualitySettings:
 
     `prompts` and `held_out_prompts` count images of a trial and of the final measurement. A trial is feasible when its
     paired mean scene-score drop is at most `max_score_drop` (and its peak memory at most `max_memory_mb`, if set).
-    `held_out_seed` is added to the study's seed for the final measurement.
+    The final measurement uses fewer prompts when the budget's minutes run out; `held_out_seed` is added to its seed.
     """
 
     name: str = "scenes"
     prompts: int = 48
-    held_out_prompts: int = 112
+    held_out_prompts: int = 160
     threshold: float = 0.75
     max_score_drop: float = 0.08
     max_memory_mb: float | None = None
@@ -74,7 +74,7 @@ class BudgetSettings:
     """`trials` counts evaluated policies, dense and presets included. The search phase stops early enough for the
     whole study to end within `minutes` of wall clock (None: no limit). `front` members at most are validated."""
 
-    trials: int = 60
+    trials: int = 100
     minutes: float | None = 5.5
     front: int = 10
 

@@ -6,7 +6,7 @@ is a dimension of its own: a sampler hardly ever draws a keep ratio of exactly 1
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -54,6 +54,7 @@ class SearchSpace:
         free = min(_share_of(self.definition.dimensions.keep.last_scales, count), count - 1)
         return tuple(range(count - free, count))
 
+    @cached_property
     def distributions(self) -> dict[str, BaseDistribution]:
         """Returns the flat space: every dimension with more than one value."""
         free, target = self.definition.dimensions, self.target
@@ -78,36 +79,59 @@ class SearchSpace:
         return flat
 
     def policy(self, vector: Vector) -> Policy:
-        """Returns the canonical policy of a vector; missing dimensions take their neutral or only value."""
+        """Returns the canonical policy of a vector; missing dimensions take their neutral or only value.
+
+        A dimension is read only where it changes the policy: what is read here is what `normal` keeps.
+        """
         target = self.target
-        run = len(target.scale_schedule) - int(vector.get("skip_last", 0))
+        count = len(target.scale_schedule)
+        run = count - int(vector.get("skip_last", 0))
         single = int(vector.get("single_branch_scales", 0))
-        guidance = BranchRule(self._choice(vector, "branch"), max(0, run - single)) if single else BranchRule()
+        from_scale = max(0, run - single)
         first = run - int(vector.get("pruned_scales", len(self.prunable)))
         kept = {scale: float(vector.get(f"keep_{scale}", 1.0)) for scale in self.prunable if first <= scale < run}
         pruned = [scale for scale, keep in kept.items() if _removes(target.scale_schedule[scale], keep)]
-        cache = max(0, min(pruned) - int(vector.get("cache_before", 1))) if pruned else 0
-        layers = (int(vector.get("exempt_first", 0)), target.depth - 1 - int(vector.get("exempt_last", 0)))
         scales = {}
-        for scale in pruned:
-            choices = {name: self._choice(vector, name) for name in _LISTS if name != "branch"}
-            both = not single or scale < guidance.from_scale
-            if not both or choices["granularity"] == "scale":
-                choices["rows"] = "per_branch"
-            scales[scale] = ScalePruning(keep=min(1.0, kept[scale]), cache_scale=cache, layers=layers, **choices)
+        if pruned:
+            shared = self._shared_fields(vector, pruned, both=not single or pruned[0] < from_scale)
+            alone = shared | {"rows": "per_branch"}
+            for scale in pruned:
+                fields = alone if single and scale >= from_scale else shared
+                scales[scale] = ScalePruning(keep=min(1.0, kept[scale]), **fields)
         policy = Policy(
             backbone=target.backbone,
             depth=target.depth,
             scale_schedule=target.scale_schedule,
             scales=scales,
-            guidance=guidance,
-            skip_last=len(target.scale_schedule) - run,
+            guidance=BranchRule(self._choice(vector, "branch"), from_scale) if single else BranchRule(),
+            skip_last=count - run,
         )
         return policy.canonical()
 
+    def _shared_fields(self, vector: Vector, pruned: Sequence[int], *, both: bool) -> dict[str, object]:
+        """Returns what all pruned scales have in common."""
+        fields: dict[str, object] = {name: self._choice(vector, name) for name in ("granularity", "scorer", "interpolation")}
+        fields["cache_scale"] = max(0, pruned[0] - int(vector.get("cache_before", 1)))
+        fields["rows"] = "per_branch"
+        if fields["granularity"] == "sublayer":
+            first, last = (int(vector.get(f"exempt_{side}", 0)) for side in ("first", "last"))
+            fields["layers"] = (first, self.target.depth - 1 - last)
+            if both:
+                fields["rows"] = self._choice(vector, "rows")
+        return fields
+
+    def normal(self, vector: Vector) -> Vector:
+        """Returns the vector with every dimension that its policy does not use at the neutral value, in a fixed order."""
+        used = _Reads(vector)
+        self.policy(used)
+        return {
+            name: vector[name] if name in used.names and name in vector else _neutral(name, distribution)
+            for name, distribution in self.distributions.items()
+        }
+
     def presets(self) -> tuple[Preset, ...]:
         """Returns dense and then every preset on this target. Raises UserError for one outside the space."""
-        dense = {name: _neutral(name, distribution) for name, distribution in self.distributions().items()}
+        dense = {name: _neutral(name, distribution) for name, distribution in self.distributions.items()}
         reference = Preset(DENSE, "the unpruned model", self.policy(dense), dense)
         return (reference, *(self._preset(setting, dense) for setting in self.definition.presets))
 
@@ -117,7 +141,7 @@ class SearchSpace:
         if control:
             vector["scorer"] = setting.scorer
             return Preset(setting.name, setting.source, self.policy(vector), None)
-        flat = self.distributions()
+        flat = self.distributions
         for name, value in vector.items():
             if name in flat and not flat[name]._contains(flat[name].to_internal_repr(value)):
                 raise UserError(
@@ -151,6 +175,18 @@ class SearchSpace:
         if name in _LISTS:
             return getattr(self.definition.dimensions, name)[0]
         return 1 if name == "cache_before" or name.startswith("keep_") else 0
+
+
+class _Reads(dict):
+    """A vector that remembers which dimensions were read."""
+
+    def __init__(self, vector: Vector) -> None:
+        super().__init__(vector)
+        self.names: set[str] = set()
+
+    def get(self, name: str, default: object = None) -> object:
+        self.names.add(name)
+        return super().get(name, default)
 
 
 def _from_end(keep: tuple[float, ...], offset: int, stretch: float) -> float:

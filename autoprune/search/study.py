@@ -31,6 +31,7 @@ from autoprune.search.validation import REPORT_SECONDS, validate_front
 _LOG = logging.getLogger("autoprune")
 MOST_REPEATS = 40
 MOST_FAILURES = 3
+RESERVE_SHARE = 0.45
 TABLE_FILE = "latency_table.json"
 
 
@@ -89,6 +90,7 @@ class _Study:
         self.settings, self.folder, self.space, self.evaluator = settings, folder, space, evaluator
         self.tracker, self.progress = observers
         self.started = time.monotonic()
+        self.round_began = 0.0
         self.trials: list[TrialRecord] = []
         self.first: dict[int, Measurement] = {}
         self.known: dict[str, TrialRecord] = {}
@@ -107,7 +109,7 @@ class _Study:
         self.progress.phase("search", max(1, self.settings.budget.trials - self._spent()))
         waiting = [preset for preset in presets if preset.vector is not None and f"preset:{preset.name}" not in self._sources()]
         for _ in range(len(waiting) + self.reclaimed):
-            if self._within_budget():
+            if self._spent() < self.settings.budget.trials:
                 self._one_trial()
         for preset in presets:
             if preset.vector is None and f"control:{preset.name}" not in self._sources() and self._within_budget():
@@ -118,8 +120,10 @@ class _Study:
     def validated(self) -> StudyResult:
         """Measures the front on held-out prompts and exports its tiers."""
         self.result = replace(self.result, trials=tuple(self.trials))
+        self.round_began = self._elapsed()
+        self.progress.phase("held-out measurement", self.evaluator.validation_steps())
         self.result = validate_front(
-            self.result, settings=self.settings, folder=self.folder, evaluator=self.evaluator, progress=self.progress
+            self.result, settings=self.settings, folder=self.folder, evaluator=self.evaluator, step=self._validation_step
         )
         return self.saved()
 
@@ -136,7 +140,7 @@ class _Study:
     def _open_journal(self, presets: tuple[Preset, ...]) -> None:
         settings, path = self.settings, self.folder.file("study.journal")
         seed = settings.seed + (path.stat().st_size if path.exists() else 0)
-        self.journal = StudyJournal(path, name=settings.name, sampler=make_sampler(settings.sampler, seed))
+        self.journal = StudyJournal(path, name=settings.name, sampler=make_sampler(self.space, settings.sampler, seed))
         for record, first in self.journal.records():
             self._remember(record, first)
         self.reclaimed = self.journal.reclaim()
@@ -147,7 +151,7 @@ class _Study:
 
     def _one_trial(self) -> None:
         began = time.monotonic()
-        trial = self.journal.ask(self.space.distributions())
+        trial = self.journal.ask(self.space.distributions)
         source, policy = self.journal.source(trial), self.space.policy(trial.params)
         record = TrialRecord(trial.number, source, policy, None, False, "failed", 0.0)
         known = self.known.get(policy.key())
@@ -269,10 +273,22 @@ class _Study:
         return time.monotonic() - self.started
 
     def _reserve(self) -> float:
-        """Returns the seconds that validation and reports will take, a candidate taking two thirds of dense."""
+        """Returns the seconds kept for validation and reports, a candidate taking two thirds of dense.
+
+        On a slow machine at most RESERVE_SHARE of the budget: validation then runs fewer rounds.
+        """
         policies = self.settings.budget.front + len(self.settings.space.presets)
         rounds = self.evaluator.validation_steps() + 1
-        return rounds * (1 + policies * 2 / 3) * self.result.dense.latency + REPORT_SECONDS
+        wanted = rounds * (1 + policies * 2 / 3) * self.result.dense.latency + REPORT_SECONDS
+        minutes = self.settings.budget.minutes
+        return wanted if minutes is None else min(wanted, RESERVE_SHARE * 60 * minutes)
+
+    def _validation_step(self) -> bool:
+        """Counts a round of validation; returns whether the budget has time for another."""
+        self.progress.step()
+        now, minutes = self._elapsed(), self.settings.budget.minutes
+        round_seconds, self.round_began = now - self.round_began, now
+        return minutes is None or now + round_seconds + REPORT_SECONDS < 60 * minutes
 
     def _seconds_left(self) -> float:
         recent = [trial.seconds for trial in self.trials if trial.source != "repeat" and trial.preset != "dense"][-12:]

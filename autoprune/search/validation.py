@@ -1,7 +1,7 @@
 """The end of a study: front members measured again where the search never looked, and the tiers exported from that."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from autoprune.policy import Policy
@@ -9,7 +9,6 @@ from autoprune.search.evaluator import Evaluator
 from autoprune.search.export import export_policy, measured_fields, remove_policies
 from autoprune.search.folder import StudyFolder
 from autoprune.search.front import most_valuable, non_dominated, objectives, search_front
-from autoprune.search.progress import NullProgress
 from autoprune.search.records import FrontMember, Measurement, StudyResult, TrialRecord
 from autoprune.search.settings import StudySettings
 from autoprune.search.tiers import TIER_RULES, choose_tiers
@@ -19,41 +18,54 @@ REPORT_SECONDS = 25.0
 
 
 def validate_front(
-    result: StudyResult, *, settings: StudySettings, folder: StudyFolder, evaluator: Evaluator, progress: NullProgress
+    result: StudyResult, *, settings: StudySettings, folder: StudyFolder, evaluator: Evaluator, step: Callable[[], bool]
 ) -> StudyResult:
     """Returns the result with its front, presets and table error filled in, and writes policies/*.json.
 
     Members and presets run interleaved with dense on held-out prompts and seeds. The front holds the members that no
-    other one beats there, and those a tier chose; the search's own numbers go into no policy.
+    other one beats there, and those a tier chose, `rejected` the rest; the search's own numbers go into no policy. `step` is called after each
+    round and says whether there is time for another.
     """
-    chosen = most_valuable(search_front(result.trials), settings.budget.front)
+    chosen = _candidates(result.trials, settings)
     shown = [trial for trial in result.trials if trial.preset and not trial.policy.is_dense() and trial.measurement]
     policies = {trial.policy.key(): trial.policy for trial in [*chosen, *shown]}
     remove_policies(folder)
     if not policies:
         return result
-    progress.phase("held-out measurement", evaluator.validation_steps())
-    measured = evaluator.validate(policies, step=progress.step)
+    measured = evaluator.validate(policies, step=step)
     held_out = {trial.number: measured[trial.policy.key()] for trial in chosen}
-    error = _TableCheck(evaluator, result.trials[0].policy)
+    check = _TableCheck(evaluator, result.trials[0].policy)
     tiers = choose_tiers([held_out[trial.number] for trial in chosen], settings.quality.max_score_drop)
     for rule in TIER_RULES:
         if rule.tier not in tiers:
             _LOG.warning("no validated policy keeps the promise of tier %s; it is not exported.", rule.tier)
-    front, errors = [], []
+    front, rejected, errors = [], [], []
     for index, trial in enumerate(chosen):
         numbers = held_out[trial.number]
         for rule in (rule for rule in TIER_RULES if tiers.get(rule.tier) == index):
-            checked = error.fields(trial.policy, numbers)
+            checked = check.fields(trial.policy, numbers)
             errors += checked.values()
             fields = {**measured_fields(numbers, result.device), **checked}
             path = export_policy(folder, trial, fields, tier=rule.tier, rule=rule.text(settings.quality.max_score_drop))
             front.append(FrontMember(trial, numbers, rule.tier, path))
-        if index not in tiers.values() and _survives(trial, held_out, settings):
-            front.append(FrontMember(trial, numbers, "", None))
+        if index not in tiers.values():
+            (front if _survives(trial, held_out, settings) else rejected).append(FrontMember(trial, numbers, "", None))
     front.sort(key=lambda member: member.held_out.speed_up)
     presets = {trial.preset: measured[trial.policy.key()] for trial in shown}
-    return replace(result, front=tuple(front), presets=presets, table_error=max(errors, default=None))
+    error = max(errors, default=None)
+    return replace(result, front=tuple(front), rejected=tuple(rejected), presets=presets, table_error=error)
+
+
+def _candidates(trials: Sequence[TrialRecord], settings: StudySettings) -> list[TrialRecord]:
+    """Returns what is worth measuring again: half from the front, the rest from the front at half the score budget.
+
+    The search's few prompts flatter its fastest policies; the second half is there for when those fail.
+    """
+    count, half = settings.budget.front, settings.quality.max_score_drop / 2
+    careful = [trial for trial in trials if trial.measurement and trial.measurement.score_drop <= half]
+    chosen = most_valuable(search_front(trials), -(-count // 2))
+    others = [trial for trial in search_front(careful) if trial not in chosen]
+    return chosen + most_valuable(others, count - len(chosen))
 
 
 def _survives(trial: TrialRecord, held_out: Mapping[int, Measurement], settings: StudySettings) -> bool:

@@ -1,0 +1,152 @@
+"""The default sampler: asks for the unseen policy that adds most to the front, as a Gaussian process believes.
+
+Works on policies, not on vectors: dimensions that a policy does not use count as neutral, and no policy is asked twice.
+Optuna's own GP sampler sees every inactive dimension and asked known policies in two of three trials of this space.
+"""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+from torch import Tensor
+
+from autoprune.search.acquisition import expected_improvement, probability_below
+from autoprune.search.front import Point, non_dominated
+from autoprune.search.gaussian_process import GaussianProcess
+from autoprune.search.neighbour import mutated, random_vector
+from autoprune.search.space import SearchSpace, Vector
+
+POOL = 400  # candidates of the first round; a second one of half as many looks around the best of them
+BEST = 8
+NEAR_SHARE = 0.7
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What finished trials say: normal vectors, policy keys, (log latency, root of loss) and the worst constraint."""
+
+    vectors: list[Vector]
+    keys: frozenset[str]
+    points: list[Point]
+    constraints: list[float]
+
+    def feasible(self) -> list[int]:
+        """Returns the numbers of the trials that keep every constraint."""
+        return [index for index, worst in enumerate(self.constraints) if worst <= 0]
+
+
+class ModelSampler(BaseSampler):
+    """Random unseen policies until `startup` trials are told, then the candidate with the best expected improvement.
+
+    Losses are modelled by their root: near the dense image a small loss matters more. Only told trials are modelled,
+    so workers that ask at once may ask the same.
+    """
+
+    def __init__(self, space: SearchSpace, *, startup: int, seed: int) -> None:
+        self._space, self._startup, self._seed = space, startup, seed
+        self._fallback = RandomSampler(seed=seed)
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Returns every dimension; part of Optuna's sampler interface, as the methods below."""
+        return self._space.distributions
+
+    def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, object]:
+        rng = np.random.default_rng((self._seed, trial.number))
+        told = self._told(study)
+        if len(told.vectors) < self._startup:
+            return next((vector for vector in self._fresh(self._anywhere(rng), told, POOL) if self._unseen(vector, told)), {})
+        return self._best(told, rng)
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> object:
+        return self._fallback.sample_independent(study, trial, param_name, param_distribution)
+
+    def _told(self, study: Study) -> _Told:
+        trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        return _Told(
+            vectors=[self._space.normal(trial.params) for trial in trials],
+            keys=frozenset(self._space.policy(trial.params).key() for trial in trials),
+            points=[(trial.values[0], max(0.0, trial.values[1]) ** 0.5) for trial in trials],
+            constraints=[max(trial.constraints.values(), default=0.0) for trial in trials],
+        )
+
+    def _best(self, told: _Told, rng: np.random.Generator) -> Vector:
+        belief = _Beliefs(told, self._space)
+        members = [told.vectors[index] for index in belief.front] or told.vectors
+        first = list(self._fresh(self._around(members, rng), told, POOL))
+        if not first:
+            return {}
+        promising = [first[index] for index in belief.gain(first).argsort(descending=True)[:BEST]]
+        pool = first + list(self._fresh(self._around(promising, rng), told, POOL // 2))
+        ranked = (pool[index] for index in belief.gain(pool).argsort(descending=True))
+        return next((vector for vector in ranked if self._unseen(vector, told)), {})
+
+    def _anywhere(self, rng: np.random.Generator) -> Iterator[Vector]:
+        while True:
+            yield random_vector(self._space, rng)
+
+    def _around(self, members: list[Vector], rng: np.random.Generator) -> Iterator[Vector]:
+        while True:
+            near = rng.random() < NEAR_SHARE
+            yield mutated(self._space, members[rng.integers(len(members))], rng) if near else random_vector(self._space, rng)
+
+    def _fresh(self, candidates: Iterator[Vector], told: _Told, count: int) -> Iterator[Vector]:
+        """Yields up to `count` different normal vectors that were not told."""
+        seen = {tuple(vector.values()) for vector in told.vectors}
+        for vector in itertools.islice(candidates, 4 * count):
+            normal = self._space.normal(vector)
+            values = tuple(normal.values())
+            if values not in seen:
+                seen.add(values)
+                yield normal
+                count -= 1
+                if not count:
+                    return
+
+    def _unseen(self, vector: Vector, told: _Told) -> bool:
+        """Returns whether the policy is new; vectors that differ may still keep the same tokens."""
+        return self._space.policy(vector).key() not in told.keys
+
+
+class _Beliefs:
+    """Gaussian processes of both objectives and of the constraint, fitted to what was told."""
+
+    def __init__(self, told: _Told, space: SearchSpace) -> None:
+        self._flat = space.distributions
+        inputs = self._inputs(told.vectors)
+        latency, loss = torch.tensor(told.points, dtype=torch.float64).unbind(1)
+        constraint = torch.tensor(told.constraints, dtype=torch.float64)
+        self._latency, self._loss, self._constraint = (
+            GaussianProcess(inputs, values) for values in (latency, loss, constraint)
+        )
+        feasible = told.feasible()
+        self.front = non_dominated(feasible, lambda index: told.points[index])
+        self._points = [told.points[index] for index in self.front]
+        self._reference = (0.0, 1.1 * max((told.points[index][1] for index in feasible), default=float(loss.max())) + 1e-6)
+
+    def gain(self, vectors: list[Vector]) -> Tensor:
+        """Returns expected hypervolume improvement times the probability of keeping the constraint [m]."""
+        inputs = self._inputs(vectors)
+        latency, loss = self._latency.predict(inputs), self._loss.predict(inputs)
+        gain = expected_improvement(latency, loss, points=self._points, reference=self._reference)
+        return gain * probability_below(self._constraint.predict(inputs), 0.0)
+
+    def _inputs(self, vectors: list[Vector]) -> Tensor:
+        return torch.tensor([self._row(vector) for vector in vectors], dtype=torch.float64)
+
+    def _row(self, vector: Vector) -> list[float]:
+        return [place for name, value in vector.items() for place in _coordinates(self._flat[name], value)]
+
+
+def _coordinates(distribution: BaseDistribution, value: object) -> list[float]:
+    """Returns a number as its place in the range, a choice as one coordinate each."""
+    if isinstance(distribution, CategoricalDistribution):
+        return [float(choice == value) for choice in distribution.choices]
+    return [(float(value) - distribution.low) / (distribution.high - distribution.low)]
