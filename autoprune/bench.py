@@ -16,20 +16,25 @@ from torch import Tensor
 from autoprune.arguments import run_command
 from autoprune.backbones import Backbone, load_backbone
 from autoprune.backbones.attention import explicit_attention, sdpa_attention
-from autoprune.errors import UserError
+from autoprune.errors import UserError, unknown_name
 from autoprune.generation import generate
 from autoprune.measure.device import device_identity
 from autoprune.measure.latency import Timing, interleaved
 from autoprune.measure.memory import PeakMemory
+from autoprune.measure.overhead import OverheadCase, measure_overhead
 from autoprune.policy import BranchRule, Policy, ScalePruning, token_count
 
 USAGE = "python -m autoprune.bench batch=16 policies=outputs/tiny-unified/policies"
+SUITES = ("policies", "overhead")
 PROMPT = "a red circle left of a striped blue square"
 
 
 @dataclass(frozen=True)
 class Choices:
-    """The command line. `policies` is a policy file or a folder of them, timed beside the built-in probes."""
+    """The command line. `policies` is a policy file or a folder of them, timed beside the built-in probes.
+
+    `suite` policies times whole generations of a backbone, overhead the selection and restoration of one large scale.
+    """
 
     backbone: str = "tiny"
     weights: str | None = None
@@ -39,8 +44,11 @@ class Choices:
     rounds: int = 9
     policies: str = ""
     output: str = "outputs/bench.json"
+    suite: str = "policies"
 
     def __post_init__(self) -> None:
+        if self.suite not in SUITES:
+            raise unknown_name("suite", self.suite, SUITES)
         for name in ("batch", "rounds"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}.")
@@ -99,18 +107,13 @@ def bench_attention(backbone: Backbone, choices: Choices) -> dict[str, dict[str,
 
 
 def _bench(choices: Choices) -> str:
-    backbone = load_backbone(choices.backbone, weights=choices.weights, device=choices.device, dtype=choices.dtype)
-    policies = probe_policies(backbone) | _read_policies(choices.policies)
     record = {
         "what": "seconds per batch; ratio is reference / this, the reference being dense, or explicit attention",
         "command": "python -m autoprune.bench " + " ".join(f"{key}={value}" for key, value in asdict(choices).items() if value),
-        "machine": device_identity(backbone.device, backbone.dtype),
-        "backbone": {"name": backbone.name, "weights": backbone.revision, "scale_schedule": backbone.scale_schedule()},
         "batch": choices.batch,
         "rounds": choices.rounds,
-        "policies": bench_policies(backbone, policies, choices),
-        "attention": bench_attention(backbone, choices),
     }
+    record |= _overhead(choices) if choices.suite == "overhead" else _policies(choices)
     path = Path(choices.output)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,6 +121,28 @@ def _bench(choices: Choices) -> str:
     except OSError as error:
         raise UserError(f"output {choices.output!r} cannot be written ({error.strerror}); choose another file.") from None
     return _table(record) + f"\nrecord: {path}"
+
+
+def _policies(choices: Choices) -> dict[str, object]:
+    backbone = load_backbone(choices.backbone, weights=choices.weights, device=choices.device, dtype=choices.dtype)
+    policies = probe_policies(backbone) | _read_policies(choices.policies)
+    return {
+        "machine": device_identity(backbone.device, backbone.dtype),
+        "backbone": {"name": backbone.name, "weights": backbone.revision, "scale_schedule": backbone.scale_schedule()},
+        "policies": bench_policies(backbone, policies, choices),
+        "attention": bench_attention(backbone, choices),
+    }
+
+
+def _overhead(choices: Choices) -> dict[str, object]:
+    backbone = load_backbone("tiny", weights="random", device=choices.device, dtype=choices.dtype)
+    device, dtype, case = backbone.device, backbone.dtype, OverheadCase(batch=choices.batch)
+    return {
+        "what": "seconds of select + restore alone; ratio is their share of the pruned scale's seconds",
+        "machine": device_identity(device, dtype),
+        "case": asdict(case),
+        "overhead": measure_overhead(case, device=device, dtype=dtype, rounds=choices.rounds),
+    }
 
 
 def _read_policies(source: str) -> dict[str, Policy]:
@@ -137,10 +162,10 @@ def _row(timing: Timing, reference: Timing) -> dict[str, float]:
 def _table(record: dict) -> str:
     machine = record["machine"]
     lines = [f"{machine['device_name']}, {machine['threads']} threads, {machine['dtype']}, batch {record['batch']}"]
-    for part in ("policies", "attention"):
+    for part in (part for part in ("policies", "attention", "overhead") if part in record):
         lines.append(f"{part:44s} {'ms':>8s} {'+-':>6s} {'ratio':>6s}")
         for name, row in record[part].items():
-            lines.append(f"  {name:42s} {1000 * row['seconds']:8.1f} {1000 * row['spread']:6.1f} {row['ratio']:6.2f}")
+            lines.append(f"  {name:42s} {1000 * row['seconds']:8.1f} {1000 * row.get('spread', 0):6.1f} {row['ratio']:6.3f}")
     return "\n".join(lines)
 
 

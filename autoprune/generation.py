@@ -1,4 +1,4 @@
-"""The scale loop every backbone generates with, and the state of one call. Nothing outlives the call."""
+"""The scale loop every backbone generates with."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -8,14 +8,13 @@ import torch
 from torch import Tensor
 
 from autoprune.backbones import Backbone, Sampling
-from autoprune.backbones.attention import attend
-from autoprune.backbones.infinity import Infinity, Step
+from autoprune.backbones.infinity import Step
 from autoprune.backbones.text import TextFeatures
 from autoprune.errors import UserError
 from autoprune.policy import Policy
 from autoprune.pruning.plan import Plan, ScalePlan, compile_plan
-from autoprune.pruning.sandwich import Sandwich
 from autoprune.sampling import Draw, GridNoise
+from autoprune.state import GenerationState
 
 
 class Observer:
@@ -29,6 +28,9 @@ class Observer:
 
     def scale_done(self, scale: ScalePlan, logits: Tensor, bits: Tensor, latent: Tensor) -> None:
         """Called with guided logits [B, N, d, 2], bits [B, N, d] and the latent [B, bits, H, W] so far."""
+
+    def chunk_done(self, scale: ScalePlan, chunk: int, x: Tensor) -> None:
+        """Called with the hidden state [R, L, C] after each chunk of blocks."""
 
     def blocks_done(self) -> None:
         """Called when the loop has ended, before the latent is decoded."""
@@ -57,64 +59,30 @@ class Request:
     samples: tuple[int, ...] = field(default=(0,))
 
 
-class GenerationState:
-    """Buffers, caches and conditioning of one call; rows are [cond x B] and, under guidance, [uncond x B]."""
-
-    def __init__(self, model: Infinity, request: Request, observer: Observer) -> None:
-        self.model, self.request = model, request
-        self.batch = len(request.text.lengths)
-        guided = any(weight != 1 for weight in request.guidance)
-        text = model.with_unconditional(request.text, request.negative) if guided else request.text
-        self.conditioning = model.condition(text)
-        self.branch = "both" if guided else "cond"
-        plan = request.plan
-        self.buffers = model.buffers_for(len(text.lengths), [plan.key_capacity(layer) for layer in range(plan.depth)])
-        self.sandwich = Sandwich(seed=request.seed, samples=request.samples, on_kept=observer.kept)
-
-    def enter(self, scale: ScalePlan) -> None:
-        """Prepares for a scale: the sandwich follows the plan, and a dropped branch loses all its rows."""
-        self.sandwich.scale = scale
-        if self.branch == "both" and scale.branch != "both":
-            rows = slice(0, self.batch) if scale.branch == "cond" else slice(self.batch, None)
-            self.conditioning = self.conditioning.keep_rows(rows)
-            self.sandwich.keep_rows(rows)
-            for buffer in self.buffers:
-                buffer.keep_rows(rows)
-            self.branch = scale.branch
-
-    def step(self, scale: ScalePlan) -> Step:
-        """Returns what the blocks need at this scale."""
-
-        def attention(layer: int):  # noqa: ANN202 (a closure over the layer's buffer)
-            return lambda q, k, v: attend(q, *self.buffers[layer].append(k, v), scale=1.0)
-
-        rotation = self.model.rotation(scale.grid, self.request.plan.schedule)
-        return Step(rotation=rotation, add=self.sandwich.add, attention=attention)
-
-    def rows(self, x: Tensor) -> Tensor:
-        """Repeats samples for the guidance branches that still run."""
-        return x.repeat(2, 1, 1) if self.branch == "both" else x
-
-
 def generate_latent(backbone: Backbone, request: Request, observer: Observer | None = None) -> Tensor:
     """Runs the scale loop and returns the latent [B, bits, H, W] that the tokenizer decodes."""
-    model, tokenizer = backbone.model, backbone.tokenizer
+    tokenizer, schedule = backbone.tokenizer, request.plan.schedule
     observer = observer or Observer()
-    state = GenerationState(model, request, observer)
-    schedule = request.plan.schedule
+    state = GenerationState(backbone.model, request, observer)
     latent = request.text.values.new_zeros(state.batch, tokenizer.config.bits, *tokenizer.latent_size(schedule))
-    for scale in request.plan.scales:
-        observer.scale_started(scale)
-        state.enter(scale)
-        x = _scale_input(state, scale, latent, tokenizer)
-        x = state.sandwich.around_blocks(x, partial(_run_blocks, state, state.step(scale)))
-        logits = _guided_logits(state, x, scale.index)
-        bits = request.draw(logits, scale.index)
-        if scale.index < len(request.given_bits):
-            bits = request.given_bits[scale.index].to(bits)
-        codes = tokenizer.codes(bits.view(state.batch, *scale.grid[1:], -1), scale.index)
-        latent = tokenizer.accumulate(latent, codes, scale.index == len(schedule) - 1)
-        observer.scale_done(scale, logits, bits, latent)
+    for group in request.plan.groups:
+        if state.ends_before(group[0]):
+            break
+        observer.scale_started(group[0])
+        state.enter(group)
+        inputs = [_scale_input(state, scale, latent, tokenizer) for scale in group]
+        outputs = state.sandwich.around_scales(group, inputs, partial(run_blocks, state, group, observer))
+        for scale, x in zip(group, outputs, strict=True):
+            logits = state.guided(x, scale)
+            bits = request.draw(logits, scale.index)
+            if scale.index < len(request.given_bits):
+                bits = request.given_bits[scale.index].to(bits)
+            codes = tokenizer.codes(bits.view(state.batch, *scale.grid[1:], -1), scale.index)
+            codes = state.sandwich.settled_codes(scale, codes)
+            latent = tokenizer.accumulate(latent, codes, scale.index == len(schedule) - 1)
+            state.settle(scale, latent, x, logits)
+            observer.scale_done(scale, logits, bits, latent)
+        state.probe(group[-1], backbone)
     observer.blocks_done()
     return latent
 
@@ -125,29 +93,32 @@ def _scale_input(state: GenerationState, scale: ScalePlan, latent: Tensor, token
     return state.rows(state.model.embed(tokenizer.next_tokens(latent, scale.grid), scale.index))
 
 
-def _run_blocks(state: GenerationState, step: Step, x: Tensor, kept: Tensor | None) -> Tensor:
-    if kept is not None:
-        step = replace(step, rotation=step.rotation_of(kept))
-    depth = state.request.plan.depth
-    for layer, block in enumerate(state.model.layers()):
-        x = block(x, layer, step, state.conditioning)
-        if layer - depth in state.request.guidance_layers and state.branch == "both":
-            weight = state.request.guidance[state.sandwich.scale.index]
-            x = state.rows(torch.lerp(x[state.batch :], x[: state.batch], weight))
+def run_blocks(
+    state: GenerationState,
+    group: Sequence[ScalePlan],
+    observer: Observer,
+    x: Tensor,
+    positions: Sequence[Tensor | None],
+    sizes: Sequence[int],
+) -> Tensor:
+    """Runs all blocks on the tokens [R, L, C] of scales in one forward: `sizes` tokens each, at `positions` [R, M] or all."""
+    step = state.step(group, positions, sizes)
+    for chunk, layers in enumerate(state.plan.chunks):
+        x = state.sandwich.around_chunk(x, partial(_run_chunk, state, layers, step), chunk=chunk)
+        observer.chunk_done(group[0], chunk, x)
     return x
 
 
-def _guided_logits(state: GenerationState, x: Tensor, scale: int) -> Tensor:
-    """Applies temperature, then guidance w * cond + (1 - w) * uncond; -> [B, N, d, 2]."""
-    weight, temperature = state.request.guidance[scale], state.request.temperature[scale]
-    guided = state.branch == "both" and weight != 1 and 0 in state.request.guidance_layers
-    conditioning = state.conditioning
-    if state.branch == "both" and not guided:
-        x, conditioning = x[: state.batch], conditioning.keep_rows(slice(0, state.batch))
-    logits = state.model.logits(x, conditioning) / temperature
-    if guided:
-        logits = weight * logits[: state.batch] + (1 - weight) * logits[state.batch :]
-    return logits.unflatten(-1, (-1, 2))
+def _run_chunk(state: GenerationState, layers: range, step: Step, x: Tensor, positions: Tensor | None) -> Tensor:
+    if positions is not None:
+        step = replace(step, rotation=step.rotation_of(positions))
+    blocks, request = state.model.layers(), state.request
+    for layer in layers:
+        x = blocks[layer](x, layer, step, state.conditioning)
+        if layer - state.plan.depth in request.guidance_layers and state.branch == "both":
+            weight = request.guidance[state.sandwich.scale.index]
+            x = state.rows(torch.lerp(x[state.batch :], x[: state.batch], weight))
+    return x
 
 
 @torch.inference_mode()
@@ -162,7 +133,8 @@ def generate(
 ) -> Tensor:
     """Generates one image a prompt: float32 [B, 3, H, W] in [0, 1] on the backbone's device.
 
-    Noise of sample i depends on (seed, sampling.first_sample + i, scale) only. Raises UserError for a policy made for
+    Noise of sample i depends on (seed, sampling.first_sample + i, scale) only. A policy whose batch rule is `split` lets
+    each sample follow its own data-dependent decisions, one after the other. Raises UserError for a policy made for
     another backbone or schedule, and for prompts the text encoder cannot read.
     """
     if isinstance(prompts, str) or not prompts:
@@ -172,6 +144,11 @@ def generate(
     if policy is not None:
         policy.check_fits(backbone.name, backbone.depth, schedule)
     observer = observer or Observer()
+    if policy is not None and policy.adaptive and policy.batch == "split" and len(prompts) > 1:
+        alone = [replace(sampling, first_sample=sampling.first_sample + number) for number in range(len(prompts))]
+        options = {"policy": policy, "seed": seed, "observer": observer}
+        parts = zip(prompts, alone, strict=True)
+        return torch.cat([generate(backbone, [prompt], sampling=each, **options) for prompt, each in parts])
     samples = tuple(range(sampling.first_sample, sampling.first_sample + len(prompts)))
     request = Request(
         text=backbone.encode_text(prompts),

@@ -11,6 +11,14 @@ def uniform(address: tuple[int, int, int], count: int, *, stream: str) -> Tensor
 
     They are drawn on the CPU, so that every device sees the same ones.
     """
-    digest = hashlib.blake2b(repr((stream, *address)).encode(), digest_size=7).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
-    return torch.rand(count, generator=generator)
+    return torch.rand(count, generator=_generator((stream, *address)))
+
+
+def standard_normal(address: tuple[int, int, int], count: int, *, stream: str) -> Tensor:
+    """Returns `count` float32 numbers from N(0, 1), addressed as `uniform` and independent of its stream of the same name."""
+    return torch.randn(count, generator=_generator(("standard_normal", stream, *address)))
+
+
+def _generator(address: tuple[str | int, ...]) -> torch.Generator:
+    digest = hashlib.blake2b(repr(address).encode(), digest_size=7).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big"))

@@ -8,19 +8,15 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from pathlib import Path
 
-from autoprune.errors import UserError, unknown_name
+from autoprune.errors import UserError
+from autoprune.rules import BranchRule, KeyRule, ProbeRule, ScalePruning, StopRule
+from autoprune.validity import check_schedule
 
 SCHEMA = "autoprune.policy/1"
-SCORERS = ("dc", "random")
-RESTORERS = ("cached",)
-INTERPOLATIONS = ("area", "nearest", "bilinear", "bicubic")
-GRANULARITIES = ("sublayer", "scale")
-ROWS = ("per_branch", "shared")
-BRANCHES = ("both", "cond", "uncond")
-
+LABELS = ("name", "tier", "measured", "provenance")  # what a policy says about itself; the rest is what it does
 Grid = tuple[int, int, int]
 
 
@@ -35,56 +31,13 @@ def fingerprint(schedule: tuple[Grid, ...]) -> str:
 
 
 @dataclass(frozen=True)
-class ScalePruning:
-    """How the tokens of one scale are pruned.
-
-    `keep` is the share of tokens kept. `cache_scale` is the earlier dense scale whose outputs fill the removed tokens.
-    `layers` is the inclusive range of pruned blocks, None for all; it applies to sublayer granularity only.
-    """
-
-    keep: float
-    cache_scale: int
-    scorer: str = "dc"
-    granularity: str = "sublayer"
-    layers: tuple[int, int] | None = None
-    rows: str = "per_branch"
-    restorer: str = "cached"
-    interpolation: str = "area"
-
-    def __post_init__(self) -> None:
-        if not (isinstance(self.keep, int | float) and 0 < self.keep <= 1):
-            raise UserError(
-                f"keep ratio must be above 0 and at most 1, got {self.keep}; to keep nothing of the last scales use skip_last."
-            )
-        for kind, value, choices in (
-            ("scorer", self.scorer, SCORERS),
-            ("granularity", self.granularity, GRANULARITIES),
-            ("row rule", self.rows, ROWS),
-            ("restorer", self.restorer, RESTORERS),
-            ("interpolation", self.interpolation, INTERPOLATIONS),
-        ):
-            if value not in choices:
-                raise unknown_name(kind, value, choices)
-
-
-@dataclass(frozen=True)
-class BranchRule:
-    """From `from_scale` on only one guidance branch runs (`cond` or `uncond`); `both` never drops one."""
-
-    branch: str = "both"
-    from_scale: int = 0
-
-    def __post_init__(self) -> None:
-        if self.branch not in BRANCHES:
-            raise unknown_name("branch", self.branch, BRANCHES)
-
-
-@dataclass(frozen=True)
 class Policy:
     """A schedule of decisions for one backbone and one scale schedule, with what was measured about it.
 
     `scales` maps a scale index to its pruning; a scale that is not named runs dense. The last `skip_last` scales do
-    not run at all. Raises UserError when a rule of a valid schedule is broken.
+    not run at all. `chunks` groups of blocks (as many as there are blocks at most) are pruned together at chunk granularity.
+    The scales from `group_from` on run in one forward. A batch follows data-dependent decisions together (`all`: the
+    sample that needs most decides) or one sample at a time (`split`). Raises UserError when a rule is broken.
     """
 
     backbone: str
@@ -93,59 +46,67 @@ class Policy:
     scales: Mapping[int, ScalePruning] = field(default_factory=dict)
     guidance: BranchRule = BranchRule()
     skip_last: int = 0
+    chunks: int = 8
+    stop: StopRule | None = None
+    probe: ProbeRule | None = None
+    group_from: int | None = None
+    keys: KeyRule = KeyRule()
+    batch: str = "all"
     name: str = ""
     tier: str = ""
     measured: Mapping[str, object] = field(default_factory=dict)
     provenance: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        count = len(self.scale_schedule)
-        if not 0 <= self.skip_last < count:
-            raise UserError(f"skip_last must be between 0 and {count - 1} for {count} scales, got {self.skip_last}.")
-        if not 0 <= self.guidance.from_scale <= count:
-            raise UserError(f"a branch is dropped from a scale between 0 and {count}, got {self.guidance.from_scale}.")
-        for index, pruning in self.scales.items():
-            self._check_scale(index, pruning)
+        check_schedule(self)
 
-    def _check_scale(self, index: int, pruning: ScalePruning) -> None:
-        count, first = len(self.scale_schedule), min(self.scales)
-        if not 0 <= index < count:
-            raise UserError(f"scale {index} does not exist; this schedule has scales 0 to {count - 1}.")
-        if not 0 <= pruning.cache_scale < first:
-            raise UserError(
-                f"cache scale must be a dense scale before the first pruned scale ({first}), "
-                f"got {pruning.cache_scale} at scale {index}."
-            )
-        if pruning.layers is not None and not 0 <= pruning.layers[0] <= pruning.layers[1] < self.depth:
-            found = f"{list(pruning.layers)} at scale {index}"
-            raise UserError(f"layers must be first <= last within 0 to {self.depth - 1}, got {found}.")
+    @property
+    def run(self) -> int:
+        """Returns how many scales run, unless a data-dependent decision ends them earlier."""
+        return len(self.scale_schedule) - self.skip_last
+
+    @property
+    def adaptive(self) -> bool:
+        """Returns whether what runs depends on the data."""
+        thresholds = any(rule.select == "threshold" for rule in self.scales.values())
+        return thresholds or self.guidance.branch == "adaptive" or self.stop is not None or self.probe is not None
+
+    def chunk_ranges(self) -> tuple[range, ...]:
+        """Returns the blocks of each chunk."""
+        count = min(self.chunks, self.depth)
+        return tuple(range(-(-chunk * self.depth // count), -(-(chunk + 1) * self.depth // count)) for chunk in range(count))
 
     def canonical(self) -> "Policy":
         """Returns the same schedule in its one normal form: no inactive field, ratios snapped to whole tokens."""
-        run = len(self.scale_schedule) - self.skip_last
         scales = {}
         for index in sorted(self.scales):
-            pruning, tokens = self.scales[index], token_count(self.scale_schedule[index])
-            kept = kept_count(tokens, pruning.keep)
-            if index < run and kept < tokens:
-                scales[index] = self._canonical_scale(pruning, kept / tokens)
-        drops = self.guidance.branch != "both" and self.guidance.from_scale < run
-        return replace(self, scales=scales, guidance=self.guidance if drops else BranchRule())
-
-    def _canonical_scale(self, pruning: ScalePruning, keep: float) -> ScalePruning:
-        every_layer = pruning.granularity != "sublayer" or pruning.layers == (0, self.depth - 1)
-        return replace(pruning, keep=keep, layers=None if every_layer else pruning.layers)
+            rule, tokens = self.scales[index], token_count(self.scale_schedule[index])
+            kept = kept_count(tokens, rule.keep)
+            if index < self.run and (kept < tokens or rule.ranks):
+                scales[index] = rule.canonical(keep=kept / tokens, depth=self.depth)
+        group = self.group_from if self.group_from is not None and self.group_from < self.run - 1 else None
+        chunked = any(rule.granularity == "chunk" or "delta" in rule.scorer for rule in scales.values())
+        changed = replace(
+            self,
+            scales=scales,
+            guidance=self.guidance.canonical(self.run),
+            chunks=min(self.chunks, self.depth) if chunked else 8,
+            stop=self.stop if self.stop and self.stop.from_scale < self.run else None,
+            group_from=group,
+            keys=self.keys.canonical(),
+        )
+        return changed if changed.adaptive else replace(changed, batch="all")
 
     def key(self) -> str:
         """Returns a text that is equal for two policies exactly when they run the same computation."""
         normal = self.canonical()
-        names = ("backbone", "depth", "scale_schedule", "scales", "guidance", "skip_last")
-        return json.dumps({name: _plain(getattr(normal, name)) for name in names}, sort_keys=True)
+        values = {entry.name: _plain(getattr(normal, entry.name)) for entry in fields(normal) if entry.name not in LABELS}
+        return json.dumps(values, sort_keys=True)
 
     def is_dense(self) -> bool:
         """Returns whether this policy changes nothing."""
-        normal = self.canonical()
-        return not normal.scales and not normal.skip_last and normal.guidance.branch == "both"
+        dense = Policy(self.backbone, self.depth, self.scale_schedule)
+        return self.key() == dense.key()
 
     def check_fits(self, backbone: str, depth: int, schedule: tuple[Grid, ...]) -> None:
         """Raises UserError unless the policy was made for this backbone, depth and scale schedule."""
@@ -214,13 +175,19 @@ def token_count(grid: Grid) -> int:
 
 
 def _plain(value: object) -> object:
-    if isinstance(value, ScalePruning | BranchRule):
-        return {key: _plain(entry) for key, entry in asdict(value).items()}
+    if isinstance(value, ScalePruning | BranchRule | StopRule | ProbeRule | KeyRule):
+        return {entry.name: _plain(getattr(value, entry.name)) for entry in fields(value) if _written(value, entry)}
     if isinstance(value, Mapping):
         return {str(key): _plain(value[key]) for key in value}
     if isinstance(value, list | tuple):
         return [_plain(entry) for entry in value]
     return value
+
+
+def _written(rule: object, entry: Field) -> bool:
+    """Returns whether a field of a rule is written: those at their default are not."""
+    default = {"dc": 1.0} if entry.name == "scorer" else entry.default
+    return entry.default is MISSING or getattr(rule, entry.name) != default
 
 
 def _document(policy: Policy) -> dict[str, object]:
@@ -250,8 +217,10 @@ def _from_document(document: dict[str, object], source: str) -> Policy:
     values = {name: document[name] for name in document if name not in ("schema", "fingerprint")}
     try:
         values["scale_schedule"] = tuple(tuple(int(side) for side in grid) for grid in values["scale_schedule"])
-        values["scales"] = {int(index): _pruning(entry) for index, entry in values["scales"].items()}
-        values["guidance"] = BranchRule(**values["guidance"])
+        values["scales"] = {int(index): ScalePruning(**_tuples(entry)) for index, entry in values["scales"].items()}
+        for name, kind in (("guidance", BranchRule), ("stop", StopRule), ("probe", ProbeRule), ("keys", KeyRule)):
+            if values.get(name) is not None:
+                values[name] = kind(**_tuples(values[name]))
         return Policy(**values)
     except UserError:
         raise
@@ -259,6 +228,5 @@ def _from_document(document: dict[str, object], source: str) -> Policy:
         raise UserError(f"{source} does not have the fields of {SCHEMA} ({error}); export it again.") from None
 
 
-def _pruning(entry: dict[str, object]) -> ScalePruning:
-    layers = entry.get("layers")
-    return ScalePruning(**(entry | {"layers": tuple(layers) if layers is not None else None}))
+def _tuples(entry: Mapping[str, object]) -> dict[str, object]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}

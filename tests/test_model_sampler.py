@@ -86,7 +86,7 @@ def test_unused_dimensions_are_neutral_and_change_nothing() -> None:
 
 
 def test_the_sampler_asks_no_policy_twice_and_finds_more_than_random() -> None:
-    here = space("unified", "tiny")
+    here = space("fastvar", "tiny")
 
     def objectives(vector: dict) -> tuple[float, float]:
         policy = here.policy(vector)

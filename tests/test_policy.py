@@ -5,16 +5,11 @@ import json
 
 import pytest
 
+from autoprune import rules
 from autoprune.errors import UserError
-from autoprune.policy import (
-    SCHEMA,
-    BranchRule,
-    Policy,
-    ScalePruning,
-    fingerprint,
-    kept_count,
-)
+from autoprune.policy import SCHEMA, Policy, fingerprint, kept_count
 from autoprune.pruning import RESTORERS, SCORERS
+from autoprune.rules import BranchRule, KeyRule, ProbeRule, ScalePruning, StopRule
 
 SCHEDULE = ((1, 1, 1), (1, 2, 2), (1, 4, 4), (1, 8, 8), (1, 16, 16))
 
@@ -33,10 +28,8 @@ def test_kept_count_truncates_the_removed_tokens(tokens: int, removed: float, ke
 
 
 def test_names_of_the_file_format_are_the_registered_ones() -> None:
-    from autoprune import policy
-
-    assert tuple(SCORERS) == policy.SCORERS
-    assert tuple(RESTORERS) == policy.RESTORERS
+    assert tuple(SCORERS) == rules.SCORERS
+    assert tuple(RESTORERS) == rules.RESTORERS
 
 
 def test_file_round_trip_keeps_everything(tmp_path) -> None:
@@ -52,6 +45,53 @@ def test_file_is_standard_json_with_one_scale_a_line() -> None:
     assert document["schema"] == SCHEMA
     assert document["fingerprint"] == fingerprint(SCHEDULE)
     assert sum(line.strip().startswith(('"3"', '"4"')) for line in text.splitlines()) == 2
+
+
+def test_every_rule_survives_the_file(tmp_path) -> None:
+    scale = ScalePruning(
+        0.4, 2, {"structure": 0.5, "texture": 2.0}, "scale", normalise="rank", select="threshold", threshold=0.2, floor=0.1
+    )
+    probe = ProbeRule(2, 1, (0.1, 0.2), (1.0, 2.0), (1.0, -1.0), (0.5,), (1.5,))
+    policy = make(
+        scales={3: scale},
+        guidance=BranchRule("adaptive", 2, "extrapolate", "kl_bits", 0.1),
+        stop=StopRule(3, 0.1, 0.05),
+        probe=probe,
+        keys=KeyRule(2, 1),
+        batch="split",
+    )
+    assert Policy.load(policy.save(tmp_path / "p.json")) == policy and policy.adaptive
+
+
+def test_files_of_before_the_wider_vocabulary_still_load() -> None:
+    old = {"keep": 0.5, "cache_scale": 2, "scorer": "dc", "granularity": "sublayer", "layers": [1, 4], "rows": "per_branch"}
+    document = json.loads(make().to_json())
+    document["scales"] = {"3": old | {"restorer": "cached", "interpolation": "area"}}
+    for name in ("chunks", "stop", "probe", "group_from", "keys", "batch", "digest"):
+        document.pop(name)
+    document["guidance"] = {"branch": "both", "from_scale": 0}
+    canonical = json.dumps(document, sort_keys=True, separators=(",", ":"))
+    document["digest"] = "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
+    assert Policy.from_json(json.dumps(document)) == make(scales={3: ScalePruning(0.5, 2, layers=(1, 4))})
+
+
+def test_inactive_fields_never_tell_two_policies_apart() -> None:
+    plain = make(scales={3: ScalePruning(0.5, 2, granularity="scale")})
+    inactive = {
+        "layers": (1, 2),
+        "sublayers": ("sa",),
+        "ranks": (),
+        "threshold": 0.5,
+        "floor": 0.5,
+        "cell": 3,
+        "positions": "kept",
+    }
+    inactive |= {"recover_at": "codes", "similarity": 0.1, "chunk": 5, "region": 4, "normalise": "rank", "scorer": {"dc": 3.0}}
+    assert make(scales={3: ScalePruning(0.5, 2, granularity="scale", **{"scorer": "dc"} | inactive)}).key() == plain.key()
+    assert make(scales={3: ScalePruning(0.5, 1, granularity="scale")}).key() != plain.key()
+    assert make(scales={3: ScalePruning(0.5, 1, granularity="scale", restorer="identity")}).key() == (
+        make(scales={3: ScalePruning(0.5, granularity="scale", restorer="identity", interpolation="nearest")}).key()
+    )
 
 
 def test_canonical_form_drops_what_has_no_effect() -> None:
@@ -76,7 +116,7 @@ def test_canonical_form_is_stable() -> None:
     [
         (lambda: ScalePruning(keep=1.2, cache_scale=0), "keep ratio must be above 0 and at most 1, got 1.2"),
         (lambda: ScalePruning(keep=0.0, cache_scale=0), "skip_last"),
-        (lambda: ScalePruning(keep=0.5, cache_scale=0, scorer="magic"), "choose from dc, random"),
+        (lambda: ScalePruning(keep=0.5, cache_scale=0, scorer="magic"), "choose from dc, structure"),
         (lambda: ScalePruning(keep=0.5, cache_scale=0, interpolation="cubic"), "unknown interpolation 'cubic'"),
         (lambda: BranchRule("neither"), "choose from both, cond, uncond"),
         (lambda: make(scales={2: ScalePruning(keep=0.5, cache_scale=3)}), "cache scale must be a dense scale before"),
@@ -92,6 +132,38 @@ def test_canonical_form_is_stable() -> None:
         (lambda: make().check_fits("tiny", 6, SCHEDULE[:4]), "scale schedule"),
         (lambda: make().for_schedule(SCHEDULE[:3]), "must have 5 scales too"),
         (lambda: Policy.load("/nowhere/p.json"), "cannot be read"),
+        (lambda: ScalePruning(0.5, 0, scorer={"dc": 0.0}), "not all 0"),
+        (lambda: ScalePruning(0.5, 0, scorer={"dc": 1, "magic": 1}), "unknown scorer 'magic'"),
+        (lambda: ScalePruning(0.5), "needs a cache scale"),
+        (lambda: ScalePruning(0.5, 0, reducer="merge"), "merging goes with the restorer merged"),
+        (lambda: ScalePruning(0.5, reducer="merge", restorer="merged", granularity="scale"), "merging works around sublayers"),
+        (lambda: ScalePruning(0.5, 0, reducer="project"), "projection replaces tokens of a chunk or scale"),
+        (lambda: ScalePruning(0.5, 0, reducer="project", granularity="chunk"), "set restorer to cached_state"),
+        (lambda: ScalePruning(0.5, 0, restorer="cached_state"), "cached_state restores hidden states"),
+        (lambda: ScalePruning(0.5, restorer="zero_residual"), "set granularity to scale"),
+        (lambda: ScalePruning(0.5, restorer="anchor", granularity="scale"), "needs anchors"),
+        (lambda: ScalePruning(0.5, restorer="identity", select="threshold"), "applied once a scale"),
+        (lambda: ScalePruning(0.5, 0, ranks=(1.5,)), "ranks must be above 0 and at most 1"),
+        (lambda: ScalePruning(0.5, 0, floor=2.0), "floor must be between 0 and 1"),
+        (lambda: ScalePruning(0.5, 0, sublayers=()), "at least one of sa, ca, ffn"),
+        (lambda: make(scales={3: ScalePruning(0.5, 2, granularity="chunk", ranks=(0.5, 0.5))}), "each of the 6 chunks, got 2"),
+        (lambda: make(scales={3: ScalePruning(0.5, 2, scorer="delta", chunk=7)}), "must be below 6, got 7"),
+        (lambda: make(scales={1: ScalePruning(0.5, 0, scorer="latent_l2")}), "use it from scale 2 on, got scale 1"),
+        (
+            lambda: make(scales={4: ScalePruning(0.5, 2, scorer="cond_uncond")}, guidance=BranchRule("cond", 3)),
+            "needs both branches at the scale before",
+        ),
+        (lambda: make(group_from=0), "decoded together from a scale between 1 and 4, got 0"),
+        (lambda: make(group_from=3), "set scale 3 to granularity scale and restorer zero_residual"),
+        (lambda: make(scales={}, group_from=3, guidance=BranchRule("cond", 4)), "no branch can be dropped within the scales 3"),
+        (lambda: BranchRule("uncond", 2, "extrapolate"), "set branch to cond or adaptive"),
+        (lambda: StopRule(1, 0.1, 0.1), "stop from scale 2 on, got 1"),
+        (lambda: ProbeRule(3, 4, (0, 0), (1, 1), (1, 1)), "must not be after the decision scale 3, got 4"),
+        (lambda: ProbeRule(3, 2, (0, 0), (1, 1), (1, 1), (2.0, 1.0)), "must ascend"),
+        (lambda: make(probe=ProbeRule(4, 2, (0, 0), (1, 1), (1, 1), (1.0, 2.0))), "before the first scale it can change (3)"),
+        (lambda: KeyRule(first=1), "names both"),
+        (lambda: KeyRule(first=1, last=1, budget=0.5), "either whole scales or a budget"),
+        (lambda: make(batch="some"), "choose from all, split"),
     ],
 )
 def test_a_broken_rule_is_one_sentence(build, words: str) -> None:

@@ -5,13 +5,14 @@ from torch import Tensor
 
 
 class KeyValueBuffer:
-    """Grows from 0 to `capacity` tokens without copying what is already there."""
+    """Grows from 0 to `capacity` tokens without copying what is already there. `sizes` are the tokens of each append."""
 
     def __init__(self, shape: tuple[int, int, int, int], *, dtype: torch.dtype, device: torch.device) -> None:
         """`shape` is (rows, heads, capacity, head width)."""
         self.keys = torch.empty(shape, dtype=dtype, device=device)
         self.values = torch.empty(shape, dtype=dtype, device=device)
         self.length = 0
+        self.sizes: list[int] = []
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Adds k, v [R, H, L, D] and returns all keys and values so far [R, H, length, D]."""
@@ -19,8 +20,26 @@ class KeyValueBuffer:
         self.keys[:, :, self.length : end] = k
         self.values[:, :, self.length : end] = v
         self.length = end
+        self.sizes.append(k.shape[2])
         return self.keys[:, :, :end], self.values[:, :, :end]
 
     def keep_rows(self, rows: slice) -> None:
         """Forgets the rows of a dropped guidance branch."""
         self.keys, self.values = self.keys[rows], self.values[rows]
+
+    def forget(self, appends: range) -> None:
+        """Forgets the tokens of some appends, by their place among those still held."""
+        start = sum(self.sizes[: appends.start])
+        end = start + sum(self.sizes[appends.start : appends.stop])
+        for held in (self.keys, self.values):
+            held[:, :, start : start + self.length - end] = held[:, :, end : self.length].clone()
+        self.length -= end - start
+        del self.sizes[appends.start : appends.stop]
+
+    def keep(self, index: Tensor) -> None:
+        """Keeps the tokens `index` [R, H, K] of each row and head, as one append."""
+        rows = index[..., None].expand(-1, -1, -1, self.keys.shape[-1])
+        for held in (self.keys, self.values):
+            held[:, :, : index.shape[2]] = held.gather(2, rows)
+        self.length = index.shape[2]
+        self.sizes = [self.length]

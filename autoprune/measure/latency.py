@@ -71,7 +71,9 @@ class ScaleClock(Observer):
 
     def scale_done(self, scale: ScalePlan, logits: Tensor, bits: Tensor, latent: Tensor) -> None:
         synchronise(self._device)
-        self.seconds[scale_key(scale)] = time.perf_counter() - self._started
+        now = time.perf_counter()
+        self.seconds[scale_key(scale)] = now - self._started
+        self._started = now  # scales of a group follow without a start of their own
 
 
 def scale_key(scale: ScalePlan) -> str:
@@ -80,16 +82,13 @@ def scale_key(scale: ScalePlan) -> str:
     The number of keys that earlier scales left is not part of it; its effect is within the table's reported error.
     """
     parts = [f"scale{scale.index}", f"kept{scale.kept}", "both" if scale.branch == "both" else "single"]
+    if scale.group:
+        parts.append("group" + "+".join(map(str, scale.group)))
     if scale.pruning is not None:
         rule = scale.pruning
-        parts += [
-            rule.scorer,
-            rule.granularity,
-            f"sites{len(scale.pruned_sites)}",
-            rule.rows,
-            rule.restorer,
-            rule.interpolation,
-        ]
+        kept = f"chunks{'-'.join(map(str, scale.kept_chunks))}" if scale.kept_chunks else f"sites{len(scale.pruned_sites)}"
+        scorer = "+".join(sorted(rule.scorer))
+        parts += [scorer, rule.granularity, kept, rule.rows, rule.reducer, rule.restorer, rule.interpolation]
     return "/".join(parts)
 
 

@@ -1,16 +1,24 @@
 """A policy compiled against a schedule: per scale what runs, how many tokens, what is stored. The hot path only reads it."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
-from autoprune.policy import Grid, Policy, ScalePruning, kept_count, token_count
+from autoprune.policy import Grid, Policy, kept_count, token_count
+from autoprune.pruning.projection import rank_count
+from autoprune.pruning.signals import DELTA, HIDDEN, LATENT, LOGITS
+from autoprune.rules import LATENT_SCORERS, SUBLAYERS, BranchRule, KeyRule, ScalePruning
 
 WHOLE_SCALE = -1
-SUBLAYERS = ("sa", "ca", "ffn")
 
 
 @dataclass(frozen=True)
 class ScalePlan:
-    """One scale that runs. `kept` equals `tokens` when nothing is pruned; `stores` are the sites later scales restore from."""
+    """One scale that runs. `kept` equals `tokens` when nothing is pruned, with a threshold it is the most that is kept.
+
+    `kept_chunks` are the tokens each chunk works on at chunk granularity. `stores` are (site, restorer) pairs that later
+    scales restore from, `records` the signals they score with. `group` holds the kept tokens of all scales decoded in the
+    same forward, empty for one alone.
+    """
 
     index: int
     grid: Grid
@@ -19,60 +27,175 @@ class ScalePlan:
     branch: str
     pruning: ScalePruning | None
     pruned_sites: frozenset[int]
-    stores: frozenset[int]
+    kept_chunks: tuple[int, ...] = ()
+    stores: frozenset[tuple[int, str]] = frozenset()
+    records: frozenset[str] = frozenset()
+    delta_chunk: int = 0
+    group: tuple[int, ...] = ()
 
-    def kept_at(self, layer: int) -> int:
+    @property
+    def whole(self) -> bool:
+        """Returns whether all blocks run on kept tokens."""
+        return WHOLE_SCALE in self.pruned_sites
+
+    def kept_at(self, layer: int, chunk: int) -> int:
         """Returns how many tokens self-attention of this layer sees, and adds to its K/V buffer."""
-        pruned = WHOLE_SCALE in self.pruned_sites or site(layer, "sa") in self.pruned_sites
-        return self.kept if pruned else self.tokens
+        if chunk_site(chunk) in self.pruned_sites:
+            return self.kept_chunks[chunk]
+        return self.kept if self.whole or site(layer, "sa") in self.pruned_sites else self.tokens
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The scales that run, in order, of a schedule. A dense plan has no pruning, store or dropped branch anywhere."""
+    """The scales that run, in groups decoded in one forward (nearly always of one), of a schedule.
+
+    A dense plan has no pruning, store or dropped branch anywhere. `policy` is canonical and holds what is decided while
+    generating.
+    """
 
     schedule: tuple[Grid, ...]
     depth: int
-    scales: tuple[ScalePlan, ...]
+    groups: tuple[tuple[ScalePlan, ...], ...]
+    chunks: tuple[range, ...]
+    policy: Policy
+
+    @property
+    def scales(self) -> tuple[ScalePlan, ...]:
+        """Returns the scales in order."""
+        return tuple(scale for group in self.groups for scale in group)
+
+    @property
+    def guidance(self) -> BranchRule:
+        """Returns which branches run."""
+        return self.policy.guidance
+
+    @property
+    def keys(self) -> KeyRule:
+        """Returns which keys later scales see."""
+        return self.policy.keys
+
+    def chunk_of(self, layer: int) -> int:
+        """Returns the chunk a block belongs to."""
+        return next(index for index, blocks in enumerate(self.chunks) if layer in blocks)
 
     def key_capacity(self, layer: int) -> int:
-        """Returns how many keys the layer holds after the last scale."""
-        return sum(scale.kept_at(layer) for scale in self.scales)
+        """Returns the most keys the layer ever holds, those of the running scales included."""
+        chunk, most = self.chunk_of(layer), 0
+        sizes = [[scale.kept_at(layer, chunk) for scale in group] for group in self.groups]
+        seen: list[int] = []
+        for group in sizes:
+            seen = [size for index, size in enumerate(seen) if index not in forgotten(self.keys, len(seen))]
+            most = max(most, sum(seen) + sum(group))
+            seen += group
+        return most if self.keys.budget == 1 else sum(size for group in sizes for size in group)
+
+
+def forgotten(rule: KeyRule, held: int) -> range:
+    """Returns which of `held` earlier scales, in order, the next scale no longer sees."""
+    if rule.first is None or held <= rule.first + rule.last:
+        return range(0)
+    return range(rule.first, held - rule.last)
 
 
 def site(layer: int, sublayer: str) -> int:
-    """Returns the number of a sublayer among all sites of a model."""
+    """Returns the number of a sublayer among all sites of a model; chunks and the whole scale have negative ones."""
     return layer * len(SUBLAYERS) + SUBLAYERS.index(sublayer)
+
+
+def chunk_site(chunk: int) -> int:
+    """Returns the number of a chunk among all sites."""
+    return WHOLE_SCALE - 1 - chunk
 
 
 def compile_plan(policy: Policy | None, schedule: tuple[Grid, ...], depth: int) -> Plan:
     """Compiles a policy (None: dense) that fits this schedule and depth."""
     policy = (policy or Policy("", depth, schedule)).canonical()
-    run = len(schedule) - policy.skip_last
-    stored: dict[int, set[int]] = {}
-    for pruning in policy.scales.values():
-        stored.setdefault(pruning.cache_scale, set()).update(_sites(pruning, depth))
-    scales = []
-    for index, grid in enumerate(schedule[:run]):
-        pruning, tokens = policy.scales.get(index), token_count(grid)
-        drops = policy.guidance.branch != "both" and index >= policy.guidance.from_scale
-        scales.append(
-            ScalePlan(
-                index=index,
-                grid=grid,
-                tokens=tokens,
-                kept=kept_count(tokens, pruning.keep) if pruning else tokens,
-                branch=policy.guidance.branch if drops else "both",
-                pruning=pruning,
-                pruned_sites=_sites(pruning, depth) if pruning else frozenset(),
-                stores=frozenset(stored.get(index, ())),
-            )
-        )
-    return Plan(schedule, depth, tuple(scales))
+    stored, records = _stored(policy), _records(policy)
+    scales = [_scale_plan(policy, index, stored, records) for index in range(policy.run)]
+    first = policy.run - 1 if policy.group_from is None else policy.group_from
+    together = scales[first:]
+    if len(together) > 1:
+        kept = tuple(scale.kept for scale in together)
+        together = [replace(scale, group=kept) for scale in together]
+    groups = [(scale,) for scale in scales[:first]] + [tuple(together)]
+    return Plan(schedule, depth, tuple(groups), policy.chunk_ranges(), policy)
 
 
-def _sites(pruning: ScalePruning, depth: int) -> frozenset[int]:
-    if pruning.granularity == "scale":
-        return frozenset((WHOLE_SCALE,))
-    first, last = pruning.layers or (0, depth - 1)
-    return frozenset(site(layer, name) for layer in range(first, last + 1) for name in SUBLAYERS)
+def _scale_plan(policy: Policy, index: int, stored: dict[int, set], records: dict[int, set]) -> ScalePlan:
+    grid, rule = policy.scale_schedule[index], policy.scales.get(index)
+    tokens, guidance = token_count(grid), policy.guidance
+    drops = guidance.branch in ("cond", "uncond") and index >= guidance.from_scale
+    following = policy.scales.get(index + 1)
+    return ScalePlan(
+        index=index,
+        grid=grid,
+        tokens=tokens,
+        kept=_kept(rule, grid) if rule else tokens,
+        branch=guidance.branch if drops else "both",
+        pruning=rule,
+        pruned_sites=frozenset(_sites(rule, policy)) if rule else frozenset(),
+        kept_chunks=tuple(_rank(rule, share, tokens) for share in _shares(rule, policy)) if rule else (),
+        stores=frozenset(stored.get(index, ())),
+        records=frozenset(records.get(index, ())),
+        delta_chunk=following.chunk if following else 0,
+    )
+
+
+def _kept(rule: ScalePruning, grid: Grid) -> int:
+    """Returns the kept count, at least what anchors or merging cells need."""
+    tokens, (frames, height, width) = token_count(grid), grid
+    if rule.reducer == "project":
+        return _rank(rule, rule.keep, tokens)
+    least = 1
+    if rule.reducer == "merge":
+        least = frames * -(-height // rule.cell) * -(-width // rule.cell)
+    elif rule.anchors:
+        least = frames * (-(-(height - 1) // rule.anchors) + 1) * (-(-(width - 1) // rule.anchors) + 1)
+    return min(tokens, max(kept_count(tokens, rule.keep), least))
+
+
+def _shares(rule: ScalePruning, policy: Policy) -> tuple[float, ...]:
+    if rule.granularity != "chunk":
+        return ()
+    return rule.ranks or (rule.keep,) * len(policy.chunk_ranges())
+
+
+def _rank(rule: ScalePruning, share: float, tokens: int) -> int:
+    """Returns the tokens a chunk works on; projections count as the official code does, int(share * tokens) + 1."""
+    return rank_count(share, tokens) if rule.reducer == "project" or rule.ranks else kept_count(tokens, share)
+
+
+def _sites(rule: ScalePruning, policy: Policy) -> Iterator[int]:
+    if rule.granularity == "scale":
+        yield WHOLE_SCALE
+    elif rule.granularity == "chunk":
+        yield from (chunk_site(chunk) for chunk in range(len(policy.chunk_ranges())))
+    else:
+        first, last = rule.layers or (0, policy.depth - 1)
+        yield from (site(layer, name) for layer in range(first, last + 1) for name in rule.sublayers)
+
+
+def _stored(policy: Policy) -> dict[int, set[tuple[int, str]]]:
+    """Returns for each cache scale what it stores."""
+    stored: dict[int, set[tuple[int, str]]] = {}
+    for rule in policy.scales.values():
+        if rule.cached:
+            stored.setdefault(rule.cache_scale, set()).update((place, rule.restorer) for place in _sites(rule, policy))
+    return stored
+
+
+def _records(policy: Policy) -> dict[int, set[str]]:
+    """Returns for each scale the signals that later decisions look at."""
+    records: dict[int, set[str]] = {}
+    for index, rule in policy.scales.items():
+        back = {name for name, weight in rule.scorer.items() if weight}
+        if back & set(LATENT_SCORERS):
+            for earlier in range(max(0, min(index, policy.group_from or index) - 2), index):
+                records.setdefault(earlier, set()).add(LATENT)
+        for name, wanted in ((DELTA, "delta" in back), (HIDDEN, "cond_uncond" in back), (LOGITS, rule.restorer == "anchor")):
+            if wanted:
+                records.setdefault(index - 1, set()).add(name)
+    if policy.stop or policy.probe:
+        for index in range(policy.run):
+            records.setdefault(index, set()).add(LATENT)
+    return records

@@ -125,17 +125,19 @@ class GenerationEvaluator:
         return self._measurement(pairs, timing, timing.median, memory.megabytes)
 
     def evaluate(self, policy: Policy, *, stop: Stop) -> Evaluation:
-        parts = []
+        parts, times = [], []
         with PeakMemory(self._backbone.device) as memory:
             for batch in self._batches:
-                parts.append(self._compare(self._run(policy, batch.work), batch))
+                images, seconds = self._run(policy, batch.work)
+                parts.append(self._compare(images, batch))
+                times.append(seconds)
                 if len(parts) == 1:
-                    first = self._tabled(policy, parts, 0.0)
+                    first = self._estimated(policy, parts, times, 0.0)
                     reason = stop(first)
                     if reason:
                         return Evaluation(first, first, reason)
         if self._settings.latency.name == "table":
-            return Evaluation(first, self._tabled(policy, parts, memory.megabytes))
+            return Evaluation(first, self._estimated(policy, parts, times, memory.megabytes))
         return Evaluation(first, self._measured(policy, parts, memory.megabytes))
 
     def validate(self, policies: Mapping[str, Policy], *, step: Callable[[], bool]) -> dict[str, Measurement]:
@@ -167,7 +169,7 @@ class GenerationEvaluator:
         return max(-(-self._settings.quality.held_out_prompts // self._settings.latency.batch), self._settings.latency.rounds)
 
     def estimated_latency(self, policy: Policy) -> float | None:
-        if self._settings.latency.name != "table":
+        if self._settings.latency.name != "table" or policy.adaptive:
             return None
         estimate = self._table.estimate(compile_plan(policy, policy.scale_schedule, policy.depth))
         return estimate and estimate[0]
@@ -175,13 +177,20 @@ class GenerationEvaluator:
     def state(self) -> dict[str, object]:
         return self._table.to_plain() if self._table else {}
 
-    def _run(self, policy: Policy, work: _Work) -> Tensor:
+    def _run(self, policy: Policy, work: _Work) -> tuple[Tensor, float | None]:
+        """Returns images and seconds at the table's moment, None for a batch that is not full.
+
+        What an adaptive policy runs depends on the data: it enters no table, and dense runs beside it say how slow it was.
+        """
         clock = ScaleClock(self._backbone.device)
         images, seconds = self._timed(policy, work, clock)
-        if self._full(work):
-            slowness = self._table.slowness(clock, total=seconds) or self._dense_slowness()
-            self._table.add(clock, total=seconds, slowness=slowness)
-        return images
+        if not self._full(work):
+            return images, None
+        if policy.adaptive:
+            return images, seconds / self._dense_slowness()
+        slowness = self._table.slowness(clock, total=seconds) or self._dense_slowness()
+        self._table.add(clock, total=seconds, slowness=slowness)
+        return images, seconds / slowness
 
     def _dense_slowness(self) -> float:
         """Times dense on the next search batch and returns how slow it was; the run enters the table too."""
@@ -193,13 +202,15 @@ class GenerationEvaluator:
         self._table.add(clock, total=seconds, slowness=slowness)
         return slowness
 
-    def _tabled(self, policy: Policy, parts: list[_Pairs], memory: float) -> Measurement:
-        """Returns a measurement whose latencies, dense too, are sums of the table."""
+    def _estimated(self, policy: Policy, parts: list[_Pairs], times: list[float | None], memory: float) -> Measurement:
+        """Returns a measurement whose latencies are sums of the table, for an adaptive policy the corrected runs' own."""
         schedule, depth = policy.scale_schedule, policy.depth
-        latency, spread = self._table.estimate(compile_plan(policy, schedule, depth))
         dense, _ = self._table.estimate(compile_plan(None, schedule, depth))
-        measurement = self._measurement(_Pairs.joined(parts), Timing(latency, spread, ()), dense, memory)
-        return replace(measurement, latency_source="table")
+        if policy.adaptive:
+            timing = Timing.of([seconds for seconds in times if seconds is not None])
+        else:
+            timing = Timing(*self._table.estimate(compile_plan(policy, schedule, depth)), ())
+        return replace(self._measurement(_Pairs.joined(parts), timing, dense, memory), latency_source="table")
 
     def _measured(self, policy: Policy, parts: list[_Pairs], memory: float) -> Measurement:
         work, latency = self._batches[0].work, self._settings.latency

@@ -89,8 +89,8 @@ class StudyJournal:
         trial.set_user_attr(_RECORD, _plain(record))
         self._study.tell(trial, state=TrialState.FAIL)
 
-    def add_control(self, record: TrialRecord, evaluation: Evaluation) -> None:
-        """Stores a control. It has no vector in the space, so it is kept out of what the sampler models (PRUNED)."""
+    def add_outside(self, record: TrialRecord, evaluation: Evaluation) -> None:
+        """Stores a preset or control that has no vector in the space: it is kept out of what the sampler models (PRUNED)."""
         attributes = {_SOURCE: record.source, _RECORD: _plain(record), _FIRST: evaluation.first.to_plain()}
         self._study.add_trial(create_trial(state=TrialState.PRUNED, user_attrs=attributes))
 

@@ -1,213 +1,129 @@
 """From a flat vector of numbers, which every sampler can model, to one canonical policy, and from presets to vectors.
 
-Every dimension is always suggested; a pure function ignores the inactive ones and repairs what would break a rule,
-so no vector is invalid. Positions are relative, so one file serves every schedule and depth. How many scales are pruned
-is a dimension of its own: a sampler hardly ever draws a keep ratio of exactly 1, and so never a single pruned scale.
+Every dimension is always suggested; the inactive ones are ignored and what would break a rule is repaired
+(interpretation.py), so no vector is invalid. Positions are relative, so one file serves every schedule and depth.
+Uniform draws are mostly sane: a switch has off among at most four values, exotic pieces need others to be active, and the
+bounds of counts and floors hold for every way of leaving scales or tokens out.
 """
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 
-from autoprune.errors import UserError
-from autoprune.policy import BranchRule, Grid, Policy, ScalePruning
+from autoprune.policy import Policy
+from autoprune.search.calibration import Calibration
+from autoprune.search.dimensions import declared
+from autoprune.search.interpretation import Interpreter, Reading
+from autoprune.search.knobs import Dimension, Target, Value, Vector, prunable
+from autoprune.search.presets import NeedsCalibration, placed
 from autoprune.search.space_file import PresetSetting, SpaceDefinition
 
-Vector = Mapping[str, float | int | str]
 DENSE = "dense"
-_LISTS = ("branch", "granularity", "scorer", "rows", "interpolation")
-
-
-@dataclass(frozen=True)
-class Target:
-    """What a policy must fit: a backbone's name, its number of blocks and the schedule of an aspect ratio."""
-
-    backbone: str
-    depth: int
-    scale_schedule: tuple[Grid, ...]
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A preset on a concrete target. `vector` is None for a control, which lies outside the searched dimensions."""
+    """A preset on a concrete target. `vector` is None where its settings lie outside the searched dimensions.
+
+    A `control` is only compared with; `inferred` says that its source leaves decisions open.
+    """
 
     name: str
     source: str
     policy: Policy
     vector: Vector | None
+    control: bool = False
+    inferred: bool = False
 
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """A space definition on a concrete target."""
+    """A space definition on a concrete target, with the calibration of its weights if there is one."""
 
     definition: SpaceDefinition
     target: Target
+    calibration: Calibration | None = None
 
     @cached_property
     def prunable(self) -> tuple[int, ...]:
         """Returns the indices of the scales whose keep ratio is free."""
-        count = len(self.target.scale_schedule)
-        free = min(_share_of(self.definition.dimensions.keep.last_scales, count), count - 1)
-        return tuple(range(count - free, count))
+        return prunable(self.definition.dimensions.get("keep"), self.target)
+
+    @cached_property
+    def dimensions(self) -> dict[str, Dimension]:
+        """Returns every dimension of the vocabulary on this target; those that are not free have no distribution."""
+        dimensions = declared(self.definition.dimensions, self.target)
+        if self.calibration is None or self.calibration.probe is None:
+            dimensions["ending"] = _without("probe", dimensions["ending"])
+        return dimensions
 
     @cached_property
     def distributions(self) -> dict[str, BaseDistribution]:
         """Returns the flat space: every dimension with more than one value."""
-        free, target = self.definition.dimensions, self.target
-        count = len(target.scale_schedule)
-        exempt = min(_share_of(free.exempt_layers, target.depth), (target.depth - 1) // 2)
-        flat: dict[str, BaseDistribution] = {
-            f"keep_{scale}": FloatDistribution(free.keep.low, free.keep.high, step=free.keep.step) for scale in self.prunable
-        }
-        for name, low, high in (
-            ("pruned_scales", 0, len(self.prunable)),
-            ("skip_last", 0, min(_share_of(free.skip_last, count), count - 1)),
-            ("single_branch_scales", 0, _share_of(free.single_branch_scales, count)),
-            ("cache_before", 1, free.cache_before),
-            ("exempt_first", 0, exempt),
-            ("exempt_last", 0, exempt),
-        ):
-            if high > low:
-                flat[name] = IntDistribution(low, high)
-        for name in _LISTS:
-            if len(getattr(free, name)) > 1:
-                flat[name] = CategoricalDistribution(getattr(free, name))
-        return flat
+        return {name: entry.distribution for name, entry in self.dimensions.items() if entry.distribution is not None}
 
     def policy(self, vector: Vector) -> Policy:
-        """Returns the canonical policy of a vector; missing dimensions take their neutral or only value.
-
-        A dimension is read only where it changes the policy: what is read here is what `normal` keeps.
-        """
-        target = self.target
-        count = len(target.scale_schedule)
-        run = count - int(vector.get("skip_last", 0))
-        single = int(vector.get("single_branch_scales", 0))
-        from_scale = max(0, run - single)
-        first = run - int(vector.get("pruned_scales", len(self.prunable)))
-        kept = {scale: float(vector.get(f"keep_{scale}", 1.0)) for scale in self.prunable if first <= scale < run}
-        pruned = [scale for scale, keep in kept.items() if _removes(target.scale_schedule[scale], keep)]
-        scales = {}
-        if pruned:
-            shared = self._shared_fields(vector, pruned, both=not single or pruned[0] < from_scale)
-            alone = shared | {"rows": "per_branch"}
-            for scale in pruned:
-                fields = alone if single and scale >= from_scale else shared
-                scales[scale] = ScalePruning(keep=min(1.0, kept[scale]), **fields)
-        policy = Policy(
-            backbone=target.backbone,
-            depth=target.depth,
-            scale_schedule=target.scale_schedule,
-            scales=scales,
-            guidance=BranchRule(self._choice(vector, "branch"), from_scale) if single else BranchRule(),
-            skip_last=count - run,
-        )
-        return policy.canonical()
-
-    def _shared_fields(self, vector: Vector, pruned: Sequence[int], *, both: bool) -> dict[str, object]:
-        """Returns what all pruned scales have in common."""
-        fields: dict[str, object] = {name: self._choice(vector, name) for name in ("granularity", "scorer", "interpolation")}
-        fields["cache_scale"] = max(0, pruned[0] - int(vector.get("cache_before", 1)))
-        fields["rows"] = "per_branch"
-        if fields["granularity"] == "sublayer":
-            first, last = (int(vector.get(f"exempt_{side}", 0)) for side in ("first", "last"))
-            fields["layers"] = (first, self.target.depth - 1 - last)
-            if both:
-                fields["rows"] = self._choice(vector, "rows")
-        return fields
+        """Returns the canonical policy of a vector; missing dimensions take their neutral or only value."""
+        return self._interpreter(vector, self._neutral).policy()
 
     def normal(self, vector: Vector) -> Vector:
         """Returns the vector with every dimension that its policy does not use at the neutral value, in a fixed order."""
-        used = _Reads(vector)
-        self.policy(used)
-        return {
-            name: vector[name] if name in used.names and name in vector else _neutral(name, distribution)
-            for name, distribution in self.distributions.items()
-        }
+        used = self._interpreter(vector, self._neutral).used()
+        return {name: vector[name] if name in used and name in vector else self._neutral[name] for name in self.distributions}
 
     def presets(self) -> tuple[Preset, ...]:
-        """Returns dense and then every preset on this target. Raises UserError for one outside the space."""
-        dense = {name: _neutral(name, distribution) for name, distribution in self.distributions.items()}
+        """Returns dense and then every preset that this target and its calibration allow."""
+        dense = {name: self._neutral[name] for name in self.distributions}
         reference = Preset(DENSE, "the unpruned model", self.policy(dense), dense)
-        return (reference, *(self._preset(setting, dense) for setting in self.definition.presets))
+        return (reference, *(outcome for outcome in self._outcomes if isinstance(outcome, Preset)))
 
-    def _preset(self, setting: PresetSetting, dense: Vector) -> Preset:
-        vector = {**dense, **self._placed(setting)}
-        control = setting.scorer not in self.definition.dimensions.scorer
-        if control:
-            vector["scorer"] = setting.scorer
-            return Preset(setting.name, setting.source, self.policy(vector), None)
-        flat = self.distributions
-        for name, value in vector.items():
-            if name in flat and not flat[name]._contains(flat[name].to_internal_repr(value)):
-                raise UserError(
-                    f"preset {setting.name} sets {name} to {value}, outside the space {flat[name]}; widen the space."
-                )
-            if name not in flat and value != self._fixed(name):
-                raise UserError(f"preset {setting.name} sets {name} to {value}, which this space does not free; free it.")
-        return Preset(setting.name, setting.source, self.policy(vector), {name: vector[name] for name in flat})
+    @cached_property
+    def missing(self) -> tuple[str, ...]:
+        """Returns a sentence for each preset that was left out because it needs a calibration."""
+        return tuple(outcome for outcome in self._outcomes if isinstance(outcome, str))
 
-    def _placed(self, setting: PresetSetting) -> dict[str, float | int | str]:
-        """Returns a preset's values on this target: scales by relative position from the end, layers by share."""
-        count, depth = len(self.target.scale_schedule), self.target.depth
-        keeps = [_from_end(setting.keep, offset, (setting.of_scales or count) / count) for offset in range(1, count + 1)]
-        skip = next((index for index, keep in enumerate(keeps) if keep > 0), count)
-        placed: dict[str, float | int | str] = {"skip_last": skip, "single_branch_scales": setting.single_branch_scales}
-        pruned = {offset: keep for offset, keep in enumerate(keeps, start=1) if 0 < keep < 1}
-        placed["pruned_scales"] = max(pruned, default=skip) - skip
-        placed |= {f"keep_{count - offset}": keep for offset, keep in pruned.items()}
-        placed["cache_before"] = setting.cache_before
-        if setting.layers is not None:
-            share = depth / setting.of_layers
-            placed["exempt_first"] = _nearest(setting.layers[0] * share)
-            placed["exempt_last"] = _nearest((setting.of_layers - 1 - setting.layers[1]) * share)
-        return placed | {name: getattr(setting, name) for name in _LISTS}
+    @cached_property
+    def _outcomes(self) -> tuple[Preset | str, ...]:
+        outcomes: list[Preset | str] = []
+        for setting in self.definition.presets:
+            try:
+                outcomes.append(self._preset(setting))
+            except NeedsCalibration as error:
+                outcomes.append(str(error))
+        return tuple(outcomes)
 
-    def _choice(self, vector: Vector, name: str) -> str:
-        return str(vector.get(name, self._fixed(name)))
+    def _preset(self, setting: PresetSetting) -> Preset:
+        """Returns a preset with its vector, None where it uses a value that this space does not offer."""
+        values = placed(setting, self.target, self.calibration)
+        defaults = {name: entry.neutral for name, entry in declared({}, self.target).items()}
+        interpreter = self._interpreter(values, defaults)
+        wanted = {name: values.get(name, defaults.get(name, 1.0)) for name in interpreter.used()}
+        vector = None
+        if all(_offers(self.dimensions.get(name), value) for name, value in wanted.items()):
+            vector = {name: wanted.get(name, self._neutral[name]) for name in self.distributions}
+        return Preset(setting.name, setting.source, interpreter.policy(), vector, setting.control, setting.inferred)
 
-    def _fixed(self, name: str) -> float | int | str:
-        """Returns the value of a dimension the space does not free."""
-        if name in _LISTS:
-            return getattr(self.definition.dimensions, name)[0]
-        return 1 if name == "cache_before" or name.startswith("keep_") else 0
+    @cached_property
+    def _neutral(self) -> dict[str, Value]:
+        return {name: entry.neutral for name, entry in self.dimensions.items()}
+
+    def _interpreter(self, vector: Vector, neutral: Mapping[str, Value]) -> Interpreter:
+        return Interpreter(Reading(vector, neutral), self.target, self.calibration)
 
 
-class _Reads(dict):
-    """A vector that remembers which dimensions were read."""
-
-    def __init__(self, vector: Vector) -> None:
-        super().__init__(vector)
-        self.names: set[str] = set()
-
-    def get(self, name: str, default: object = None) -> object:
-        self.names.add(name)
-        return super().get(name, default)
+def _without(choice: str, dimension: Dimension) -> Dimension:
+    if not isinstance(dimension.distribution, CategoricalDistribution):
+        return dimension
+    rest = tuple(value for value in dimension.distribution.choices if value != choice)
+    return Dimension(dimension.name, rest[0], CategoricalDistribution(rest) if len(rest) > 1 else None)
 
 
-def _from_end(keep: tuple[float, ...], offset: int, stretch: float) -> float:
-    """Returns the ratio for the scale `offset` from the end: that of the nearest relative position in the source."""
-    source = max(1, _nearest(offset * stretch))
-    return keep[-source] if source <= len(keep) else 1.0
-
-
-def _nearest(value: float) -> int:
-    return math.floor(value + 0.5)
-
-
-def _share_of(share: float, count: int) -> int:
-    return math.ceil(share * count - 1e-9)
-
-
-def _removes(grid: Grid, keep: float) -> bool:
-    return int((1.0 - keep) * math.prod(grid) + 1e-9) > 0
-
-
-def _neutral(name: str, distribution: BaseDistribution) -> float | int | str:
-    if isinstance(distribution, CategoricalDistribution):
-        return distribution.choices[0]
-    return distribution.high if name.startswith("keep_") else distribution.low
+def _offers(dimension: Dimension | None, value: Value) -> bool:
+    """Returns whether a value can be had; a keep ratio that is no dimension is 1."""
+    if dimension is None or dimension.distribution is None:
+        return value == (1.0 if dimension is None else dimension.neutral)
+    if isinstance(dimension.distribution, CategoricalDistribution):
+        return value in dimension.distribution.choices
+    return dimension.distribution._contains(dimension.distribution.to_internal_repr(value))

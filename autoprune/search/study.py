@@ -32,6 +32,7 @@ _LOG = logging.getLogger("autoprune")
 MOST_REPEATS = 40
 MOST_FAILURES = 3
 RESERVE_SHARE = 0.45
+PRESETS_SHOWN = 8  # about as many presets are measured beside the front
 TABLE_FILE = "latency_table.json"
 
 
@@ -107,13 +108,13 @@ class _Study:
         reference = next((trial for trial in self.trials if trial.preset == "dense"), None)
         self.result = replace(self.result, dense=reference.measurement if reference else dense)
         self.progress.phase("search", max(1, self.settings.budget.trials - self._spent()))
-        waiting = [preset for preset in presets if preset.vector is not None and f"preset:{preset.name}" not in self._sources()]
+        waiting = [preset for preset in presets if preset.vector is not None and _source(preset) not in self._sources()]
         for _ in range(len(waiting) + self.reclaimed):
             if self._spent() < self.settings.budget.trials:
                 self._one_trial()
         for preset in presets:
-            if preset.vector is None and f"control:{preset.name}" not in self._sources() and self._within_budget():
-                self._one_control(preset)
+            if preset.vector is None and _source(preset) not in self._sources() and self._within_budget():
+                self._one_outside(preset)
         while self._within_budget():
             self._one_trial()
 
@@ -145,7 +146,7 @@ class _Study:
             self._remember(record, first)
         self.reclaimed = self.journal.reclaim()
         for preset in presets:
-            source = f"preset:{preset.name}"
+            source = _source(preset)
             if preset.vector is not None and not self.journal.waits_or_is_done(source):
                 self.journal.enqueue(preset.vector, source)
 
@@ -171,19 +172,19 @@ class _Study:
         self.journal.tell(trial, record, first=evaluation.first, constraints=constraints)
         self._done(record, evaluation.first)
 
-    def _one_control(self, preset: Preset) -> None:
+    def _one_outside(self, preset: Preset) -> None:
+        """Measures a preset or control that no vector of the space stands for."""
         began = time.monotonic()
-        number = self.journal.next_number()
-        record = TrialRecord(number, f"control:{preset.name}", preset.policy, None, False, "failed", 0.0)
+        record = TrialRecord(self.journal.next_number(), _source(preset), preset.policy, None, False, "failed", 0.0)
         evaluation = self._evaluate(record)
         record = self._finished(record, evaluation, began)
-        self.journal.add_control(record, evaluation)
+        self.journal.add_outside(record, evaluation)
         self._done(record, evaluation.first)
 
     def _evaluate(self, record: TrialRecord) -> Evaluation:
         if record.policy.is_dense():
             return Evaluation(self.result.dense, self.result.dense)
-        rivals = list(self._rivals()) if self.settings.discard and not record.preset else []
+        rivals = list(self._rivals()) if self.settings.discard else []
 
         def stop(first: Measurement) -> str:
             return discard_reason(first, rivals, self.settings.quality) if rivals else ""
@@ -214,7 +215,7 @@ class _Study:
         self._remember(told, self.first[known.number])
         self.repeats += 1
         if not record.preset:
-            vectors = self.journal.vectors([member.number for member in search_front(self.trials)])
+            vectors = list(filter(None, self.journal.vectors([member.number for member in search_front(self.trials)])))
             near = unseen_neighbour(self.space, vectors, known=self.known, seed=record.number)
             if near is not None:
                 self.journal.enqueue(near, "neighbour")
@@ -277,7 +278,7 @@ class _Study:
 
         On a slow machine at most RESERVE_SHARE of the budget: validation then runs fewer rounds.
         """
-        policies = self.settings.budget.front + len(self.settings.space.presets)
+        policies = self.settings.budget.front + PRESETS_SHOWN
         rounds = self.evaluator.validation_steps() + 1
         wanted = rounds * (1 + policies * 2 / 3) * self.result.dense.latency + REPORT_SECONDS
         minutes = self.settings.budget.minutes
@@ -296,3 +297,7 @@ class _Study:
         left = max(0, self.settings.budget.trials - self._spent()) * mean + self._reserve()
         minutes = self.settings.budget.minutes
         return left if minutes is None else max(0.0, min(left, 60 * minutes - self._elapsed()))
+
+
+def _source(preset: Preset) -> str:
+    return f"{'control' if preset.control else 'preset'}:{preset.name}"

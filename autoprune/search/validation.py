@@ -23,11 +23,11 @@ def validate_front(
     """Returns the result with its front, presets and table error filled in, and writes policies/*.json.
 
     Members and presets run interleaved with dense on held-out prompts and seeds. The front holds the members that no
-    other one beats there, and those a tier chose, `rejected` the rest; the search's own numbers go into no policy. `step` is called after each
-    round and says whether there is time for another.
+    other one beats there, and those a tier chose, `rejected` the rest; the search's own numbers go into no policy.
+    `step` is called after each round and says whether there is time for another.
     """
     chosen = _candidates(result.trials, settings)
-    shown = [trial for trial in result.trials if trial.preset and not trial.policy.is_dense() and trial.measurement]
+    shown = _shown(result.trials, settings)
     policies = {trial.policy.key(): trial.policy for trial in [*chosen, *shown]}
     remove_policies(folder)
     if not policies:
@@ -54,6 +54,14 @@ def validate_front(
     presets = {trial.preset: measured[trial.policy.key()] for trial in shown}
     error = max(errors, default=None)
     return replace(result, front=tuple(front), rejected=tuple(rejected), presets=presets, table_error=error)
+
+
+def _shown(trials: Sequence[TrialRecord], settings: StudySettings) -> list[TrialRecord]:
+    """Returns the presets measured beside the front: those no other preset beats, and the first one of the space."""
+    presets = [trial for trial in trials if trial.source.startswith("preset:") and not trial.policy.is_dense()]
+    best = non_dominated([trial for trial in presets if trial.state == "complete"], lambda trial: objectives(trial.measurement))
+    first = settings.space.presets[0].name if settings.space.presets else ""
+    return [trial for trial in presets if trial.measurement and (trial in best or trial.preset == first)]
 
 
 def _candidates(trials: Sequence[TrialRecord], settings: StudySettings) -> list[TrialRecord]:

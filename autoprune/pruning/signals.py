@@ -1,0 +1,33 @@
+"""What earlier scales of one generation left behind for the scores and restorers of later ones."""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from autoprune.policy import Grid
+
+LATENT, DELTA, HIDDEN, LOGITS = "latent", "delta", "hidden", "logits"
+
+
+@dataclass
+class Signals:
+    """`latents`: accumulated latents [B, d, H, W] after the last two scales, oldest first. Of the previous scale: `delta`,
+    the mean squared change of one chunk [R, N]; `hidden`, the last block's output [R, N, C]; `logits`, guided [B, N, d, 2].
+    """
+
+    latents: list[Tensor] = field(default_factory=list)
+    delta: Tensor | None = None
+    delta_grid: Grid = (1, 1, 1)
+    hidden: Tensor | None = None
+    hidden_grid: Grid = (1, 1, 1)
+    logits: Tensor | None = None
+    logits_grid: Grid = (1, 1, 1)
+
+    def record_latent(self, latent: Tensor) -> None:
+        """Adds the latent after a scale and forgets the oldest of three."""
+        self.latents = [*self.latents[-1:], latent]
+
+    def keep_rows(self, rows: slice) -> None:
+        """Forgets the rows of a dropped guidance branch."""
+        self.delta = None if self.delta is None else self.delta[rows]
+        self.hidden = None if self.hidden is None else self.hidden[rows]

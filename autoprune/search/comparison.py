@@ -1,0 +1,258 @@
+"""Presets and policy files under identical conditions: same held-out prompts and seeds, timed beside dense in every round."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor
+
+from autoprune.backbones import Backbone
+from autoprune.errors import UserError
+from autoprune.generation import Observer, generate
+from autoprune.measure.device import device_identity
+from autoprune.measure.latency import Timing, timed
+from autoprune.measure.memory import PeakMemory
+from autoprune.measure.quality import similarity
+from autoprune.measure.statistics import bootstrap_interval, median_and_spread, paired_interval
+from autoprune.policy import Policy
+from autoprune.pruning.plan import WHOLE_SCALE, Plan, ScalePlan, chunk_site, compile_plan, site
+from autoprune.rules import SUBLAYERS
+from autoprune.search.comparison_records import DENSE, Candidate, ComparedPolicy, Comparison, ComparisonSettings
+from autoprune.search.quality import make_quality
+from autoprune.search.records import Measurement
+from autoprune.search.settings import QualitySettings
+
+if TYPE_CHECKING:
+    from autoprune.search.progress import NullProgress
+
+PICTURES = 7  # prompts that are drawn: one a task of the embedded world
+
+
+def compare(
+    backbone: Backbone, candidates: Sequence[Candidate], settings: ComparisonSettings, *, progress: "NullProgress"
+) -> Comparison:
+    """Measures dense and every candidate; Ctrl-C after the first round ends it with the rounds that are done.
+
+    Raises UserError for a policy that does not fit the backbone and for a name that is given twice.
+    """
+    schedule = backbone.scale_schedule()
+    names = [DENSE, *(candidate.name for candidate in candidates)]
+    for candidate in candidates:
+        candidate.policy.check_fits(backbone.name, backbone.depth, schedule)
+        if names.count(candidate.name) > 1:
+            raise UserError(f"policy names must differ, {candidate.name!r} is given twice; rename one.")
+    dense = Candidate(DENSE, Policy(backbone.name, backbone.depth, schedule), "the unpruned model", DENSE)
+    run = _Run(backbone, (dense, *candidates), settings)
+    interrupted = run.measure(progress)
+    return Comparison(
+        backbone=backbone.name,
+        revision=backbone.revision,
+        scale_schedule=schedule,
+        device=device_identity(backbone.device, backbone.dtype),
+        settings=settings,
+        policies=tuple(run.compared(candidate) for candidate in (dense, *candidates)),
+        pictures=run.pictures,
+        texts=tuple(run.texts[: min(PICTURES, settings.batch)]),
+        rounds=len(run.rounds),
+        interrupted=interrupted,
+    )
+
+
+def share_computed(plan: Plan) -> float:
+    """Returns computed tokens / those of a dense run: sums over run scales, layers, sublayers and guidance branches.
+
+    Of a plan that depends on the data it is the most that can be computed; ComputedTokens counts what was.
+    """
+    return computed_tokens(plan) / computed_tokens(compile_plan(None, plan.schedule, plan.depth))
+
+
+def computed_tokens(plan: Plan) -> int:
+    """Returns the tokens that all sublayers of a guided generation of one image compute."""
+    return sum(
+        (2 if scale.branch == "both" else 1) * _computed_at(scale, layer, chunk=chunk, sublayer=sublayer)
+        for scale in plan.scales
+        for chunk, layers in enumerate(plan.chunks)
+        for layer in layers
+        for sublayer in SUBLAYERS
+    )
+
+
+class ComputedTokens(Observer):
+    """Counts in `tokens` what sublayers compute in real generations of a plan, which may decide on the way."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan, self.tokens = plan, 0
+
+    def chunk_done(self, scale: ScalePlan, chunk: int, x: Tensor) -> None:
+        group = next(group for group in self._plan.groups if group[0].index == scale.index)
+        rows, length = x.shape[:2]
+        for layer in self._plan.chunks[chunk]:
+            for sublayer in SUBLAYERS:
+                most = sum(_computed_at(member, layer, chunk=chunk, sublayer=sublayer) for member in group)
+                self.tokens += rows * min(length, most)
+
+
+def _computed_at(scale: ScalePlan, layer: int, *, chunk: int, sublayer: str) -> int:
+    if chunk_site(chunk) in scale.pruned_sites:
+        return scale.kept_chunks[chunk]
+    pruned = WHOLE_SCALE in scale.pruned_sites or site(layer, sublayer) in scale.pruned_sites
+    return scale.kept if pruned else scale.tokens
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Per image [n]: SSIM and PSNR against dense, and the scene score."""
+
+    ssim: np.ndarray
+    psnr: np.ndarray
+    score: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Round:
+    """One generation of everybody by name: seconds (empty for a smaller last batch) and pairs (empty for a repeated batch)."""
+
+    seconds: dict[str, float]
+    pairs: dict[str, _Pairs]
+
+
+class _Run:
+    """The generations of one comparison. A round enters whole or not at all."""
+
+    def __init__(self, backbone: Backbone, candidates: Sequence[Candidate], settings: ComparisonSettings) -> None:
+        quality = QualitySettings()
+        self._backbone, self._settings = backbone, settings
+        self._policies = {candidate.name: candidate.policy for candidate in candidates}
+        self._quality = make_quality(quality)
+        self._prompts = self._quality.prompts("held_out", settings.prompts)
+        self._seed = settings.seed + quality.held_out_seed
+        self._peaks: dict[str, float] = {}
+        self._shares: dict[str, float] = {}
+        self._alone: list[dict[str, float]] = []
+        self.texts = self._quality.texts(self._prompts)
+        self.rounds: list[_Round] = []
+        self.pictures: dict[str, Tensor] = {}
+
+    def measure(self, progress: "NullProgress") -> bool:
+        """Runs everything and returns whether Ctrl-C ended it. Before the first round is done Ctrl-C goes through."""
+        try:
+            self._measure_memory(progress)
+            progress.phase("rounds", self._settings.total_rounds * len(self._policies))
+            for turn in range(self._settings.total_rounds):
+                self.rounds.append(self._round(turn, progress))
+            self._measure_alone(progress)
+        except KeyboardInterrupt:
+            if not self.rounds:
+                raise
+            return True
+        return False
+
+    def compared(self, candidate: Candidate) -> ComparedPolicy:
+        """Returns the row of a policy from the rounds that are done."""
+        name = candidate.name
+        ratios = [turn.seconds[DENSE] / turn.seconds[name] for turn in self.rounds if turn.seconds]
+        timing = self._timing(name)
+        return ComparedPolicy(
+            candidate=candidate,
+            measurement=self._measurement(name, timing),
+            speed_up_spread=median_and_spread(ratios)[1],
+            loss_interval=bootstrap_interval(1 - self._images(name, "ssim")),
+            batch_quantiles=_quantiles(timing.samples),
+            prompt_quantiles=_quantiles([seconds[name] for seconds in self._alone]) if self._alone else None,
+            share_computed=self._shares[name],
+        )
+
+    def _measure_memory(self, progress: "NullProgress") -> None:
+        """Runs everybody once on the first batch, which warms up too, and counts what those compute that decide on the way."""
+        progress.phase("warm-up and memory", len(self._policies))
+        dense = computed_tokens(self._plan(DENSE)) * len(self.texts[: self._settings.batch])
+        for name, policy in self._policies.items():
+            counter = ComputedTokens(self._plan(name))
+            with PeakMemory(self._backbone.device) as memory:
+                self._generate(name, (0, self._settings.batch), observer=counter)
+            self._peaks[name] = memory.megabytes
+            self._shares[name] = counter.tokens / dense if policy.adaptive else share_computed(self._plan(name))
+            progress.step()
+
+    def _round(self, turn: int, progress: "NullProgress") -> _Round:
+        batch = self._settings.batch
+        batches = -(-len(self._prompts) // batch)
+        first = turn % batches * batch
+        images, seconds = self._timed_in_turn(turn, (first, batch), progress)
+        if turn == 0:
+            self.pictures = {name: made[:PICTURES] for name, made in images.items()}
+        full = first == 0 or first + batch <= len(self._prompts)
+        prompts = self._prompts[first : first + batch]
+        pairs = {name: self._pairs(made, images[DENSE], prompts) for name, made in images.items()} if turn < batches else {}
+        return _Round(seconds if full else {}, pairs)
+
+    def _measure_alone(self, progress: "NullProgress") -> None:
+        """Times prompts one at a time, after one run of everybody that does not count."""
+        count = min(self._settings.per_prompt, len(self._prompts))
+        if not count:
+            return
+        progress.phase("prompt by prompt", (count + 1) * len(self._policies))
+        self._timed_in_turn(0, (0, 1), progress)
+        for first in range(count):
+            self._alone.append(self._timed_in_turn(first, (first, 1), progress)[1])
+
+    def _timed_in_turn(
+        self, turn: int, work: tuple[int, int], progress: "NullProgress"
+    ) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Returns images and seconds by name for `work` (first prompt, count); each turn begins with another policy."""
+        names, images, seconds = list(self._policies), {}, {}
+        shift = turn % len(names)
+        for name in names[shift:] + names[:shift]:
+            images[name], seconds[name] = timed(partial(self._generate, name, work), self._backbone.device)
+            progress.step()
+        return images, seconds
+
+    def _generate(self, name: str, work: tuple[int, int], observer: Observer | None = None) -> Tensor:
+        sampling = replace(self._backbone.sampling, first_sample=work[0])
+        policy = None if name == DENSE else self._policies[name]
+        texts = self.texts[work[0] : sum(work)]
+        return generate(self._backbone, texts, policy=policy, seed=self._seed, sampling=sampling, observer=observer)
+
+    def _plan(self, name: str) -> Plan:
+        policy = self._policies[name]
+        return compile_plan(policy, policy.scale_schedule, policy.depth)
+
+    def _pairs(self, images: Tensor, dense: Tensor, prompts: Sequence[object]) -> _Pairs:
+        near = similarity(images, dense)
+        return _Pairs(near.ssim.numpy().astype(float), near.psnr.numpy().astype(float), self._quality.score(images, prompts))
+
+    def _images(self, name: str, what: str) -> np.ndarray:
+        return np.concatenate([getattr(turn.pairs[name], what) for turn in self.rounds if turn.pairs])
+
+    def _timing(self, name: str) -> Timing:
+        return Timing.of([turn.seconds[name] for turn in self.rounds if turn.seconds])
+
+    def _measurement(self, name: str, timing: Timing) -> Measurement:
+        ssim, score, dense = self._images(name, "ssim"), self._images(name, "score"), self._images(DENSE, "score")
+        dense_latency = self._timing(DENSE).median
+        return Measurement(
+            latency=timing.median,
+            latency_spread=timing.spread,
+            dense_latency=dense_latency,
+            speed_up=dense_latency / timing.median,
+            loss=float(1 - ssim.mean()),
+            ssim=float(ssim.mean()),
+            psnr=float(self._images(name, "psnr").mean()),
+            score_dense=float(dense.mean()),
+            score=float(score.mean()),
+            score_drop=float((dense - score).mean()),
+            score_drop_interval=paired_interval(dense, score),
+            peak_memory_mb=self._peaks[name],
+            prompts=len(score),
+            seed=self._seed,
+            batch=min(self._settings.batch, len(self._prompts)),
+            latency_source="measured",
+        )
+
+
+def _quantiles(samples: Sequence[float]) -> tuple[float, float]:
+    """Returns p50 and p95."""
+    p50, p95 = np.quantile(samples, (0.5, 0.95))
+    return float(p50), float(p95)

@@ -1,0 +1,178 @@
+"""A comparison as pictures: loss against speed-up with every policy named, and what each policy makes of the same prompts."""
+
+import math
+import textwrap
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor
+
+from autoprune.search.comparison_records import ComparedPolicy, Comparison
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.transforms import Bbox
+
+_STYLES = {  # marker, size in points, colour
+    "preset": ("D", 7, "#d97706"),
+    "control": ("s", 6, "#b91c1c"),
+    "file": ("o", 7, "#2563eb"),
+    "dense": ("*", 14, "#111827"),
+}
+_RINGS = (14, 20, 30, 44, 60, 80, 105, 135, 170, 210, 260)  # distances of a label from its point, in pixels
+_CROSSING = 25  # pixels that a label would rather move than cover a bar
+_ANGLES = tuple(2 * math.pi * step / 16 for step in range(16))
+_SIDE, _GAP, _TEXT, _FONT = 160, 8, 190, 14
+
+
+def save_comparison_plot(comparison: Comparison, path: Path) -> Path:
+    """Writes loss against speed-up as a PNG; bars are the spread of the speed-up and the interval of the mean loss."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 7), dpi=150, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for (kind, inferred), rows in _groups(comparison.policies).items():
+        marker, size, colour = _STYLES[kind]
+        axes.errorbar(
+            [row.measurement.speed_up for row in rows],
+            [row.measurement.loss for row in rows],
+            xerr=[row.speed_up_spread for row in rows],
+            yerr=np.array([_arms(row) for row in rows]).T,
+            fmt=marker,
+            markersize=size,
+            color=colour,
+            markerfacecolor="white" if inferred else colour,
+            elinewidth=1,
+            ecolor="#c3cad4",
+            label=kind + ", parts inferred" * inferred,
+        )
+    axes.set_xlabel("speed-up over dense (bar: half the interquartile range over rounds)")
+    axes.set_ylabel("quality loss (1 - SSIM to dense; bar: 95 % interval of the mean)")
+    measured = comparison.policies[0].measurement
+    conditions = f"{measured.prompts} prompts, batch {measured.batch}, {comparison.device['device_name']}"
+    axes.set_title(f"{comparison.backbone}, {conditions}", loc="left", fontsize=11)
+    axes.grid(color="#e5e7eb", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(x=0.1, y=0.1)
+    figure.legend(loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    canvas.draw()
+    _write_labels(axes, comparison.policies)
+    figure.savefig(path)
+    return path
+
+
+def place_boxes(
+    points: np.ndarray, sizes: np.ndarray, *, taken: Sequence["Bbox"], crossed: Sequence["Bbox"], frame: "Bbox"
+) -> list["Bbox"]:
+    """Returns for each point [n, 2] a box of its size [n, 2] beside it, inside `frame`, off all others and `taken`.
+
+    Boxes of `crossed` are covered rather than going far away. Where no place is free, the one with the fewest overlaps.
+    """
+    placed: list[Bbox] = []
+    for point, size in zip(points, sizes, strict=True):
+        places = [(distance, _beside(point, size, distance, angle)) for distance, angle in product(_RINGS, _ANGLES)]
+
+        def cost(place: tuple[float, "Bbox"]) -> float:
+            distance, box = place
+            outside = box.x0 < frame.x0 or box.x1 > frame.x1 or box.y0 < frame.y0 or box.y1 > frame.y1
+            hard = 10 * outside + box.count_overlaps([*taken, *placed])
+            return 1000 * hard + _CROSSING * box.count_overlaps(crossed) + distance
+
+        placed.append(min(places, key=cost)[1])
+    return placed
+
+
+def _beside(point: np.ndarray, size: np.ndarray, distance: float, angle: float) -> "Bbox":
+    from matplotlib.transforms import Bbox
+
+    (x, y), (width, height) = point, size
+    left = x + math.cos(angle) * (distance + width / 2) - width / 2
+    low = y + math.sin(angle) * (distance + height / 2) - height / 2
+    return Bbox.from_bounds(left, low, width, height)
+
+
+def save_comparison_pictures(comparison: Comparison, path: Path) -> Path:
+    """Writes a grid as a PNG: a row a prompt, a column a policy, dense first, each under its name."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    font, names = ImageFont.load_default(_FONT), list(comparison.pictures)
+    height, width = comparison.pictures[names[0]].shape[2:]
+    side = (_SIDE, round(_SIDE * height / width))
+    heads = [_wrapped_name(name, font) for name in names]
+    top = 2 * _GAP + (_FONT + 5) * max(head.count("\n") + 1 for head in heads)
+    size = (_TEXT + len(names) * (side[0] + _GAP) + _GAP, top + len(comparison.texts) * (side[1] + _GAP))
+    sheet = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, (name, head) in enumerate(zip(names, heads, strict=True)):
+        left = _TEXT + column * (side[0] + _GAP)
+        draw.multiline_text((left, _GAP), head, fill="black", font=font, spacing=4)
+        for row, image in enumerate(comparison.pictures[name]):
+            picture = Image.fromarray(_pixels(image)).resize(side, Image.Resampling.LANCZOS)
+            sheet.paste(picture, (left, top + row * (side[1] + _GAP)))
+    for row, text in enumerate(comparison.texts):
+        place = (_GAP, top + row * (side[1] + _GAP) + 4)
+        draw.multiline_text(place, textwrap.fill(text, 22), fill="#374151", font=font, spacing=4)
+    sheet.save(path)
+    return path
+
+
+def _groups(rows: Sequence[ComparedPolicy]) -> dict[tuple[str, bool], list[ComparedPolicy]]:
+    groups: dict[tuple[str, bool], list[ComparedPolicy]] = {}
+    for row in rows:
+        groups.setdefault((row.candidate.kind, row.candidate.inferred), []).append(row)
+    return groups
+
+
+def _arms(row: ComparedPolicy) -> tuple[float, float]:
+    """Returns how far the interval of the loss reaches below and above it."""
+    loss, (low, high) = row.measurement.loss, row.loss_interval
+    return max(0.0, loss - low), max(0.0, high - loss)
+
+
+def _write_labels(axes: "Axes", rows: Sequence[ComparedPolicy]) -> None:
+    from matplotlib.patheffects import withStroke
+    from matplotlib.text import Text
+    from matplotlib.transforms import Bbox
+
+    renderer, pixels = axes.figure.canvas.get_renderer(), "figure pixels"
+    points = axes.transData.transform([(row.measurement.speed_up, row.measurement.loss) for row in rows])
+    style, line = {"fontsize": 9, "ha": "center", "va": "center"}, {"arrowstyle": "-", "color": "#9aa4b1", "linewidth": 0.6}
+    notes = []
+    for row, point in zip(rows, points, strict=True):
+        colour = _STYLES[row.candidate.kind][2]
+        notes.append(axes.annotate(row.candidate.name, point, point, pixels, pixels, line, color=colour, **style))
+        notes[-1].set_path_effects([withStroke(linewidth=3, foreground="white")])
+    boxes = [Text.get_window_extent(note, renderer) for note in notes]
+    sizes = np.array([(box.width + 4, box.height + 4) for box in boxes])
+    markers = [Bbox.from_bounds(x - 13, y - 13, 26, 26) for x, y in points]
+    bars = [bar for row in rows for bar in _bars(axes, row)]
+    boxes = place_boxes(points, sizes, taken=markers, crossed=bars, frame=axes.bbox)
+    for note, box in zip(notes, boxes, strict=True):
+        note.set_position(((box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2))
+
+
+def _bars(axes: "Axes", row: ComparedPolicy) -> list["Bbox"]:
+    """Returns the boxes of a point's two bars, in pixels."""
+    from matplotlib.transforms import Bbox
+
+    right, up, (below, above) = row.measurement.speed_up, row.measurement.loss, _arms(row)
+    ends = [(right - row.speed_up_spread, up - below), (right, up), (right + row.speed_up_spread, up + above)]
+    (left, low), (x, y), (right, high) = axes.transData.transform(ends)
+    return [Bbox([(left, y - 1), (right, y + 1)]), Bbox([(x - 1, low), (x + 1, high)])]
+
+
+def _wrapped_name(name: str, font: object) -> str:
+    """Returns a name in lines that fit a column, broken after hyphens where possible."""
+    letters = max(4, int(_SIDE / (font.getlength("n" * 10) / 10)))
+    return textwrap.fill(name, letters, break_on_hyphens=True)
+
+
+def _pixels(image: Tensor) -> np.ndarray:
+    """Returns image [3, H, W] in [0, 1] as bytes [H, W, 3]."""
+    return (image.detach().float().cpu().clamp(0, 1).permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)

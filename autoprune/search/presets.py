@@ -1,0 +1,96 @@
+"""Published settings on any target: scales move to the same relative position, layers to the same relative depth.
+
+What a setting leaves open for a backbone, thresholds and fitted decisions, comes from its calibration.
+"""
+
+import math
+from collections.abc import Mapping
+
+from autoprune.errors import UserError
+from autoprune.search.calibration import Calibration
+from autoprune.search.dimensions import KNOBS
+from autoprune.search.knobs import Count, Target, Value
+from autoprune.search.space_file import PresetSetting
+
+
+class NeedsCalibration(UserError):
+    """A preset cannot be placed because the backbone has not been calibrated."""
+
+
+def placed(setting: PresetSetting, target: Target, calibration: Calibration | None) -> dict[str, Value]:
+    """Returns a preset's values as entries of a vector; what it does not name is left out.
+
+    Raises NeedsCalibration for one that refers to measurements of the backbone which do not exist.
+    """
+    entries = _ratios(setting, target.count)
+    if setting.layers is not None:
+        share = target.depth / setting.of_layers
+        entries["exempt_first"] = nearest(setting.layers[0] * share)
+        entries["exempt_last"] = nearest((setting.of_layers - 1 - setting.layers[1]) * share)
+    for key, value in setting.values.items():
+        knob = KNOBS[key]
+        if isinstance(knob, Count) and setting.of_scales:
+            value = max(knob.low, min(value, 1), nearest(value * target.count / setting.of_scales))
+        if not isinstance(value, Mapping):
+            entries |= knob.placed(value)
+    for key, value in setting.values.items():
+        if isinstance(value, Mapping):
+            entries |= _measured(setting, key, entries, target, calibration)
+    if entries.get("ending") == "probe" and (calibration is None or calibration.probe is None):
+        raise _missing(setting, target)
+    return entries
+
+
+def nearest(value: float) -> int:
+    """Returns the nearest whole number, of two the higher one."""
+    return math.floor(value + 0.5)
+
+
+def _ratios(setting: PresetSetting, count: int) -> dict[str, Value]:
+    """Returns keep ratios, skipped and pruned scales.
+
+    A schedule too short to hold any of the source's pruned scales prunes its last one that runs, by the last ratio.
+    """
+    stretch = (setting.of_scales or count) / count
+    keeps = [_from_end(setting.keep, offset, stretch) for offset in range(1, count + 1)]
+    skip = next((index for index, keep in enumerate(keeps) if keep > 0), count)
+    pruned = {offset: keep for offset, keep in enumerate(keeps, start=1) if 0 < keep < 1}
+    between = [keep for keep in setting.keep if 0 < keep < 1]
+    if between and not pruned:
+        pruned = {skip + 1: between[-1]}
+    entries: dict[str, Value] = {"skip_last": skip, "pruned_scales": max(pruned, default=skip) - skip}
+    return entries | {f"keep_{count - offset}": keep for offset, keep in pruned.items()}
+
+
+def _from_end(keep: tuple[float, ...], offset: int, stretch: float) -> float:
+    """Returns the ratio for the scale `offset` from the end: that of the nearest relative position in the source."""
+    source = max(1, nearest(offset * stretch))
+    return keep[-source] if source <= len(keep) else 1.0
+
+
+def _measured(
+    setting: PresetSetting, key: str, entries: Mapping[str, Value], target: Target, calibration: Calibration | None
+) -> dict[str, Value]:
+    """Returns a threshold at a quantile of what was measured at the first scale it decides on, in medians of that."""
+    if calibration is None:
+        raise _missing(setting, target)
+    run = target.count - int(entries["skip_last"])
+    if key == "drop_threshold":
+        known, metric, scale = calibration.discrepancy, "drop_metric", max(0, run - int(entries["single_branch_scales"]) - 1)
+    elif key == "stop_threshold":
+        known, metric, scale = calibration.change, "stop_metric", target.count - int(entries["stop_scales"])
+    else:
+        known, metric, scale = calibration.change, "scorer", run - int(entries["pruned_scales"])
+    name = str(entries.get(metric, KNOBS[metric].allowed[0]))
+    value, unit = known(name, scale, setting.values[key]["quantile"]), known(name, scale)
+    if value is None:
+        raise _missing(setting, target)
+    knob = KNOBS[key]
+    return knob.placed(min(max(value / unit, knob.least), knob.most) if unit else 1.0)
+
+
+def _missing(setting: PresetSetting, target: Target) -> NeedsCalibration:
+    return NeedsCalibration(
+        f"preset {setting.name} is left out: it needs a calibration of {target.backbone} with these weights and this "
+        f"schedule; run `python -m autoprune.calibrate backbone={target.backbone}`."
+    )

@@ -1,0 +1,182 @@
+"""The state of one generate call: buffers, caches, conditioning, and what the data decided so far. Nothing outlives it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from autoprune.backbones.attention import attend
+from autoprune.backbones.infinity import Infinity, Step
+from autoprune.backbones.rope import gather_rotation
+from autoprune.policy import Grid, token_count
+from autoprune.pruning.decisions import changed_share, discrepancy, probe_decision, probe_features
+from autoprune.pruning.key_budget import importance, select_keys, window_positions
+from autoprune.pruning.plan import ScalePlan, forgotten
+from autoprune.pruning.sandwich import Sandwich
+from autoprune.pruning.signals import HIDDEN, LATENT, LOGITS
+
+if TYPE_CHECKING:
+    from autoprune.backbones import Backbone
+    from autoprune.generation import Observer, Request
+
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class GenerationState:
+    """Rows are [cond x B] and, under guidance, [uncond x B]."""
+
+    def __init__(self, model: Infinity, request: Request, observer: Observer) -> None:
+        self.model, self.request, self.plan = model, request, request.plan
+        self.batch = len(request.text.lengths)
+        guided = any(weight != 1 for weight in request.guidance)
+        text = model.with_unconditional(request.text, request.negative) if guided else request.text
+        self.conditioning = model.condition(text)
+        self.branch = "both" if guided else "cond"
+        capacities = [self.plan.key_capacity(layer) for layer in range(self.plan.depth)]
+        self.buffers = model.buffers_for(len(text.lengths), capacities)
+        self.sandwich = Sandwich(seed=request.seed, samples=request.samples, on_kept=observer.kept)
+        self._difference: tuple[Tensor, Grid] | None = None
+        self._single_from, self._end = len(self.plan.schedule), len(self.plan.schedule)
+
+    def ends_before(self, scale: ScalePlan) -> bool:
+        """Returns whether the data said that this scale and later ones need not run."""
+        rule = self.plan.policy.stop
+        if rule is not None and rule.from_scale <= scale.index < self._end:
+            previous, latest = self.sandwich.signals.latents
+            share = changed_share(previous, latest, metric=rule.metric, threshold=rule.threshold)
+            if bool((share < rule.share).all()):
+                self._end = scale.index
+        return scale.index >= self._end
+
+    def enter(self, group: Sequence[ScalePlan]) -> None:
+        """Prepares for scales that run together: a dropped branch loses all its rows, scales out of view their keys."""
+        branch = group[0].branch if group[0].index < self._single_from else "cond"
+        if self.branch == "both" and branch != "both":
+            rows = slice(0, self.batch) if branch == "cond" else slice(self.batch, None)
+            self.conditioning = self.conditioning.keep_rows(rows)
+            self.sandwich.keep_rows(rows)
+            for buffer in self.buffers:
+                buffer.keep_rows(rows)
+            self.branch = branch
+        for buffer in self.buffers:
+            gone = forgotten(self.plan.keys, len(buffer.sizes))
+            if gone:
+                buffer.forget(gone)
+
+    def step(self, group: Sequence[ScalePlan], positions: Sequence[Tensor | None], sizes: Sequence[int]) -> Step:
+        """Returns what the blocks need: rotary factors of the tokens of all scales and how they attend."""
+        factors = [self.model.rotation(scale.grid, self.plan.schedule) for scale in group]
+        if any(index is not None for index in positions):
+            factors = [self._gathered(each, index) for each, index in zip(factors, positions, strict=True)]
+        rotation = factors[0] if len(factors) == 1 else torch.cat(factors, dim=-2)
+        return Step(rotation=rotation, add=self.sandwich.add, attention=lambda layer: self._attention(layer, group, sizes))
+
+    def rows(self, x: Tensor) -> Tensor:
+        """Repeats samples for the guidance branches that still run."""
+        return x.repeat(2, 1, 1) if self.branch == "both" else x
+
+    def guided(self, x: Tensor, scale: ScalePlan) -> Tensor:
+        """Returns logits [B, N, d, 2] with temperature, then guidance w * cond + (1 - w) * uncond; decides on branches."""
+        index = scale.index
+        weight, temperature = self.request.guidance[index], self.request.temperature[index]
+        at_logits = 0 in self.request.guidance_layers
+        if self.branch == "both" and (weight == 1 or not at_logits):
+            conditioning = self.conditioning.keep_rows(slice(0, self.batch))
+            return (self.model.logits(x[: self.batch], conditioning) / temperature).unflatten(-1, (-1, 2))
+        logits = (self.model.logits(x, self.conditioning) / temperature).unflatten(-1, (-1, 2))
+        if self.branch == "both":
+            cond, uncond = logits[: self.batch], logits[self.batch :]
+            self._compare_branches(x, cond, uncond, scale)
+            return weight * cond + (1 - weight) * uncond
+        if self._difference is not None and self.branch == "cond" and weight != 1:
+            return logits + (weight - 1) * self._resized_difference(scale.grid)
+        return logits
+
+    def settle(self, scale: ScalePlan, latent: Tensor, x: Tensor, logits: Tensor) -> None:
+        """Records what later scales look at."""
+        signals = self.sandwich.signals
+        if LATENT in scale.records:
+            signals.record_latent(latent)
+        if HIDDEN in scale.records:
+            signals.hidden, signals.hidden_grid = x, scale.grid
+        if LOGITS in scale.records:
+            signals.logits, signals.logits_grid = logits, scale.grid
+
+    def probe(self, scale: ScalePlan, backbone: Backbone) -> None:
+        """Decides after the probe's scale how many last scales are skipped or run the conditional branch alone."""
+        rule = self.plan.policy.probe
+        if rule is None or scale.index != rule.scale:
+            return
+        size = backbone.tokenizer.latent_size(self.plan.schedule[: rule.probe_scale + 1])
+        old, new = (
+            backbone.decode(functional.interpolate(latent, size, mode="bilinear")) * 2 - 1
+            for latent in self.sandwich.signals.latents
+        )
+        skip, drop = probe_decision(probe_features(old, new, radius=rule.radius), rule)
+        count = len(self.plan.schedule)
+        self._end = min(self._end, count - int(skip.min()))
+        self._single_from = min(self._single_from, count - int(drop.min()))
+
+    def _compare_branches(self, x: Tensor, cond: Tensor, uncond: Tensor, scale: ScalePlan) -> None:
+        rule = self.plan.guidance
+        if rule.branch == "adaptive" and scale.index >= rule.from_scale:
+            pair = (x[: self.batch], x[self.batch :]) if rule.metric.endswith("hidden") else (cond, uncond)
+            if bool((discrepancy(*pair, metric=rule.metric) < rule.threshold).all()):
+                self._single_from = scale.index + 1
+        if rule.replacement == "extrapolate":
+            self._difference = (cond - uncond, scale.grid)
+
+    def _resized_difference(self, grid: Grid) -> Tensor:
+        difference, source = self._difference
+        image = difference.flatten(2).transpose(1, 2).unflatten(2, source[1:])
+        resized = functional.interpolate(image, grid[1:], mode="bilinear", align_corners=False)
+        return resized.flatten(2).transpose(1, 2).unflatten(-1, (-1, 2))
+
+    def _gathered(self, factors: Tensor, index: Tensor | None) -> Tensor:
+        if index is None:
+            index = torch.arange(factors.shape[1], device=factors.device).expand(self._row_count(), -1)
+        return gather_rotation(factors, index)
+
+    def _row_count(self) -> int:
+        return 2 * self.batch if self.branch == "both" else self.batch
+
+    def _attention(self, layer: int, group: Sequence[ScalePlan], sizes: Sequence[int]) -> Attention:
+        buffer, share = self.buffers[layer], self.plan.keys.budget
+
+        def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            keys, values = buffer.append(k, v)
+            if len(sizes) > 1:
+                return _attend_in_order(q, keys, values, sizes)
+            out = attend(q, keys, values, scale=1.0)
+            if share < 1:
+                self._shrink(buffer, q, group[0])
+            return out
+
+        return attention
+
+    def _shrink(self, buffer, q: Tensor, scale: ScalePlan) -> None:  # noqa: ANN001 (KeyValueBuffer)
+        """Keeps of a layer's keys the share of the budget that window queries attend to most."""
+        rule = self.plan.keys
+        seen = sum(token_count(grid) for grid in self.plan.schedule[: scale.index + 1])
+        count = max(rule.window, int(rule.budget * seen))
+        if count >= buffer.length:
+            return
+        if q.shape[2] == scale.tokens:
+            window = window_positions(scale.grid, rule.window, device=q.device)
+        else:
+            window = torch.linspace(0, q.shape[2] - 1, min(rule.window, q.shape[2]), device=q.device).long()
+        scores = importance(q[:, :, window], buffer.keys[:, :, : buffer.length], scale=1.0)
+        buffer.keep(select_keys(scores, count, always=buffer.length - q.shape[2] + window))
+
+
+def _attend_in_order(q: Tensor, keys: Tensor, values: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Attention of scales in one forward: each sees itself, those before it in the group, and all earlier keys."""
+    end, outputs = keys.shape[2] - sum(sizes), []
+    for part in q.split(list(sizes), dim=2):
+        end += part.shape[2]
+        outputs.append(attend(part, keys[:, :, :end], values[:, :, :end], scale=1.0))
+    return torch.cat(outputs, dim=2)
