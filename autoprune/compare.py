@@ -48,7 +48,7 @@ def _compare(choices: Choices) -> str:
     try:
         return _report(choices, *_measured(choices))
     except ModuleNotFoundError as error:
-        rule = f"the comparison needs {error.name}, not installed here"
+        rule = f"the comparison needs {str(error.name).partition('.')[0]}, not installed here"
         raise UserError(f'{rule}; run: pip install "autoprune[search]".') from None
 
 
@@ -81,19 +81,14 @@ def _measured(choices: Choices) -> "tuple[Comparison, tuple[str, ...]]":
 
 
 def _space(choices: Choices, backbone: "Backbone") -> "SearchSpace":
-    from autoprune.policy import fingerprint
-    from autoprune.search.calibration import find_calibration
     from autoprune.search.folders import shipped_folder
-    from autoprune.search.space import SearchSpace, Target
+    from autoprune.search.space import space_for
     from autoprune.search.space_file import read_space
 
     files = {path.stem: path for path in sorted(shipped_folder("search_spaces").glob("*.yaml"))}
     if choices.search_spaces not in files:
         raise unknown_name("search space", choices.search_spaces, files)
-    schedule = backbone.scale_schedule()
-    calibration = find_calibration(backbone.name, scale_schedule=fingerprint(schedule), weights=backbone.revision)
-    target = Target(backbone.name, backbone.depth, schedule)
-    return SearchSpace(read_space(files[choices.search_spaces]), target, calibration)
+    return space_for(read_space(files[choices.search_spaces]), backbone)
 
 
 def _report(choices: Choices, comparison: "Comparison", left_out: Sequence[str]) -> str:

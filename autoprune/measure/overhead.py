@@ -30,7 +30,7 @@ RULES = {
 
 @dataclass(frozen=True)
 class OverheadCase:
-    """A random-weight transformer and the scale that is pruned; the defaults are width 1024, depth 8, 40x40 of the 1M schedule."""
+    """A random-weight transformer and the scale that is pruned; by default 40x40 of the 1M schedule."""
 
     width: int = 1024
     depth: int = 8

@@ -23,7 +23,7 @@ _STYLES = {  # marker, size in points, colour
     "dense": ("*", 14, "#111827"),
 }
 _RINGS = (14, 20, 30, 44, 60, 80, 105, 135, 170, 210, 260)  # distances of a label from its point, in pixels
-_CROSSING = 25  # pixels that a label would rather move than cover a bar
+_AWAY = 25  # pixels that a label rather moves than to cover a bar or to lie nearer to another point
 _ANGLES = tuple(2 * math.pi * step / 16 for step in range(16))
 _SIDE, _GAP, _TEXT, _FONT = 160, 8, 190, 14
 
@@ -72,17 +72,21 @@ def place_boxes(
 ) -> list["Bbox"]:
     """Returns for each point [n, 2] a box of its size [n, 2] beside it, inside `frame`, off all others and `taken`.
 
-    Boxes of `crossed` are covered rather than going far away. Where no place is free, the one with the fewest overlaps.
+    It rather covers boxes of `crossed`, or lies nearer to another point than to its own, than to go far away. Where no
+    place is free, it is the one with the fewest overlaps.
     """
     placed: list[Bbox] = []
-    for point, size in zip(points, sizes, strict=True):
+    for number, (point, size) in enumerate(zip(points, sizes, strict=True)):
+        others = np.delete(points, number, axis=0)
         places = [(distance, _beside(point, size, distance, angle)) for distance, angle in product(_RINGS, _ANGLES)]
 
-        def cost(place: tuple[float, "Bbox"]) -> float:
+        def cost(place: tuple[float, "Bbox"], others: np.ndarray = others) -> float:
             distance, box = place
             outside = box.x0 < frame.x0 or box.x1 > frame.x1 or box.y0 < frame.y0 or box.y1 > frame.y1
             hard = 10 * outside + box.count_overlaps([*taken, *placed])
-            return 1000 * hard + _CROSSING * box.count_overlaps(crossed) + distance
+            gaps = np.maximum(np.maximum(box.min - others, others - box.max), 0)
+            nearer = np.count_nonzero(np.hypot(*gaps.T) < distance)
+            return 1000 * hard + _AWAY * (box.count_overlaps(crossed) + nearer) + distance
 
         placed.append(min(places, key=cost)[1])
     return placed

@@ -8,6 +8,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from autoprune.search.space import SearchSpace, Vector
 
 TRIES = 200
+USED_SHARE = 0.8
 NEAR_SHARE = 2 / 3  # the rest is drawn anywhere: a sampler that repeats itself has stopped exploring
 
 
@@ -17,9 +18,11 @@ def random_vector(space: SearchSpace, rng: np.random.Generator) -> Vector:
 
 
 def mutated(space: SearchSpace, vector: Vector, rng: np.random.Generator) -> Vector:
-    """Returns the vector with one to three dimensions drawn anew."""
+    """Returns the vector with one to three dimensions drawn anew, mostly of those that its policy uses."""
     flat = space.distributions
-    names = rng.choice(list(flat), size=rng.integers(1, min(4, len(flat) + 1)), replace=False)
+    used = space.used(vector) if rng.random() < USED_SHARE else frozenset(flat)
+    names = [name for name in flat if name in used] or list(flat)
+    names = rng.choice(names, size=rng.integers(1, min(4, len(names) + 1)), replace=False)
     return {**vector, **{name: _draw(flat[name], rng) for name in names}}
 
 

@@ -9,16 +9,20 @@ bounds of counts and floors hold for every way of leaving scales or tokens out.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
-from autoprune.policy import Policy
-from autoprune.search.calibration import Calibration
+from autoprune.policy import Policy, fingerprint
+from autoprune.search.calibration import Calibration, find_calibration
 from autoprune.search.dimensions import declared
 from autoprune.search.interpretation import Interpreter, Reading
 from autoprune.search.knobs import Dimension, Target, Value, Vector, prunable
 from autoprune.search.presets import NeedsCalibration, placed
 from autoprune.search.space_file import PresetSetting, SpaceDefinition
+
+if TYPE_CHECKING:
+    from autoprune.backbones import Backbone
 
 DENSE = "dense"
 
@@ -36,6 +40,11 @@ class Preset:
     vector: Vector | None
     control: bool = False
     inferred: bool = False
+
+    @property
+    def trial_source(self) -> str:
+        """Returns what a trial of this preset is called: `preset:NAME` or `control:NAME`."""
+        return f"{'control' if self.control else 'preset'}:{self.name}"
 
 
 @dataclass(frozen=True)
@@ -70,8 +79,12 @@ class SearchSpace:
 
     def normal(self, vector: Vector) -> Vector:
         """Returns the vector with every dimension that its policy does not use at the neutral value, in a fixed order."""
-        used = self._interpreter(vector, self._neutral).used()
+        used = self.used(vector)
         return {name: vector[name] if name in used and name in vector else self._neutral[name] for name in self.distributions}
+
+    def used(self, vector: Vector) -> frozenset[str]:
+        """Returns the names of the dimensions that change the policy of this vector."""
+        return frozenset(self._interpreter(vector, self._neutral).used())
 
     def presets(self) -> tuple[Preset, ...]:
         """Returns dense and then every preset that this target and its calibration allow."""
@@ -111,6 +124,13 @@ class SearchSpace:
 
     def _interpreter(self, vector: Vector, neutral: Mapping[str, Value]) -> Interpreter:
         return Interpreter(Reading(vector, neutral), self.target, self.calibration)
+
+
+def space_for(definition: SpaceDefinition, backbone: "Backbone") -> SearchSpace:
+    """Returns the space on a loaded backbone, with its calibration if one fits."""
+    schedule = backbone.scale_schedule()
+    calibration = find_calibration(backbone.name, scale_schedule=fingerprint(schedule), weights=backbone.revision)
+    return SearchSpace(definition, Target(backbone.name, backbone.depth, schedule), calibration)
 
 
 def _without(choice: str, dimension: Dimension) -> Dimension:

@@ -24,7 +24,7 @@ from autoprune.search.progress import NullProgress
 from autoprune.search.records import Measurement, StudyResult, TrialRecord
 from autoprune.search.sampler import make_sampler
 from autoprune.search.settings import StudySettings
-from autoprune.search.space import Preset, SearchSpace, Target
+from autoprune.search.space import Preset, SearchSpace, space_for
 from autoprune.search.tracking import NullTracker
 from autoprune.search.validation import REPORT_SECONDS, validate_front
 
@@ -49,14 +49,14 @@ def run_study(
     Ctrl-C ends it with `interrupted` set and everything finished stored; the same call continues. `evaluator` replaces
     what measures policies. Raises UserError for a folder that is unwritable, in use, or of another study.
     """
-    target = Target(backbone.name, backbone.depth, backbone.scale_schedule())
-    space = SearchSpace(settings.space, target)
+    space = space_for(settings.space, backbone)
     presets = space.presets()
+    _LOG.info("%s", " ".join(space.missing))
     device = device_identity(backbone.device, backbone.dtype)
     identity = {
         "backbone": backbone.name,
         "weights": backbone.revision,
-        "scale_schedule": fingerprint(target.scale_schedule),
+        "scale_schedule": fingerprint(space.target.scale_schedule),
         "space": settings.space.name,
         "space_sha256": settings.space.sha256(),
         "device": device,
@@ -108,12 +108,12 @@ class _Study:
         reference = next((trial for trial in self.trials if trial.preset == "dense"), None)
         self.result = replace(self.result, dense=reference.measurement if reference else dense)
         self.progress.phase("search", max(1, self.settings.budget.trials - self._spent()))
-        waiting = [preset for preset in presets if preset.vector is not None and _source(preset) not in self._sources()]
+        waiting = [preset for preset in presets if preset.vector is not None and preset.trial_source not in self._sources()]
         for _ in range(len(waiting) + self.reclaimed):
             if self._spent() < self.settings.budget.trials:
                 self._one_trial()
         for preset in presets:
-            if preset.vector is None and _source(preset) not in self._sources() and self._within_budget():
+            if preset.vector is None and preset.trial_source not in self._sources() and self._within_budget():
                 self._one_outside(preset)
         while self._within_budget():
             self._one_trial()
@@ -146,7 +146,7 @@ class _Study:
             self._remember(record, first)
         self.reclaimed = self.journal.reclaim()
         for preset in presets:
-            source = _source(preset)
+            source = preset.trial_source
             if preset.vector is not None and not self.journal.waits_or_is_done(source):
                 self.journal.enqueue(preset.vector, source)
 
@@ -175,7 +175,7 @@ class _Study:
     def _one_outside(self, preset: Preset) -> None:
         """Measures a preset or control that no vector of the space stands for."""
         began = time.monotonic()
-        record = TrialRecord(self.journal.next_number(), _source(preset), preset.policy, None, False, "failed", 0.0)
+        record = TrialRecord(self.journal.next_number(), preset.trial_source, preset.policy, None, False, "failed", 0.0)
         evaluation = self._evaluate(record)
         record = self._finished(record, evaluation, began)
         self.journal.add_outside(record, evaluation)
@@ -297,7 +297,3 @@ class _Study:
         left = max(0, self.settings.budget.trials - self._spent()) * mean + self._reserve()
         minutes = self.settings.budget.minutes
         return left if minutes is None else max(0.0, min(left, 60 * minutes - self._elapsed()))
-
-
-def _source(preset: Preset) -> str:
-    return f"{'control' if preset.control else 'preset'}:{preset.name}"
