@@ -100,6 +100,8 @@ class ScalePruning:
             changes |= _defaults(default, "threshold", "threshold_of", "floor")
         if self.restorer != "nearest" or self.granularity != "scale":
             changes |= _defaults(default, "recover_at")
+        if self.restorer in ZEROING_RESTORERS:
+            changes |= _defaults(default, "rows")
         if self.restorer != "anchor":
             changes |= _defaults(default, "similarity")
         used = {name: weight for name, weight in self.scorer.items() if weight}
@@ -181,6 +183,7 @@ def _check_combination(rule: ScalePruning) -> None:
             rule.select == "threshold" and rule.granularity != "scale",
             "a threshold is applied once a scale; set granularity to scale",
         ),
+        (rule.select == "threshold" and rule.reducer != "gather", "a threshold picks tokens; set reducer to gather"),
         (rule.select == "draw" and rule.anchors > 0, "a draw keeps no position for sure; set anchors to 0 or select to top"),
         (rule.cached and rule.cache_scale is None, f"restorer {rule.restorer} needs a cache scale; set cache_scale"),
     ):

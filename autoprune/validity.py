@@ -61,7 +61,8 @@ def _check_scale(policy: "Policy", index: int, rule: ScalePruning) -> None:
 def _check_branches(policy: "Policy", index: int, rule: ScalePruning) -> None:
     if not rule.scorer.get("cond_uncond"):
         return
-    if policy.guidance.branch != "both" and index > policy.guidance.from_scale:
+    adaptive = policy.guidance.branch == "adaptive"  # the first scale it looks at still has both branches
+    if policy.guidance.branch != "both" and index >= policy.guidance.from_scale + adaptive:
         raise UserError(
             f"scorer cond_uncond needs both branches at the scale before, but one is dropped from scale "
             f"{policy.guidance.from_scale} on; use another scorer at scale {index}."

@@ -134,7 +134,7 @@ def _scale_plan(policy: Policy, index: int, stored: dict[int, set], records: dic
         branch=guidance.branch if drops else "both",
         pruning=rule,
         pruned_sites=frozenset(_sites(rule, policy)) if rule else frozenset(),
-        kept_chunks=tuple(_rank(rule, share, tokens) for share in _shares(rule, policy)) if rule else (),
+        kept_chunks=tuple(_rank(rule, share, grid) for share in _shares(rule, policy)) if rule else (),
         stores=frozenset(stored.get(index, ())),
         records=frozenset(records.get(index, ())),
         delta_chunk=following.chunk if following else 0,
@@ -143,15 +143,19 @@ def _scale_plan(policy: Policy, index: int, stored: dict[int, set], records: dic
 
 def _kept(rule: ScalePruning, grid: Grid) -> int:
     """Returns the kept count, at least what anchors or merging cells need."""
-    tokens, (frames, height, width) = token_count(grid), grid
+    tokens = token_count(grid)
     if rule.reducer == "project":
-        return _rank(rule, rule.keep, tokens)
-    least = 1
+        return rank_count(rule.keep, tokens)
+    return min(tokens, max(kept_count(tokens, rule.keep), _least(rule, grid)))
+
+
+def _least(rule: ScalePruning, grid: Grid) -> int:
+    frames, height, width = grid
     if rule.reducer == "merge":
-        least = frames * -(-height // rule.cell) * -(-width // rule.cell)
-    elif rule.anchors:
-        least = frames * (-(-(height - 1) // rule.anchors) + 1) * (-(-(width - 1) // rule.anchors) + 1)
-    return min(tokens, max(kept_count(tokens, rule.keep), least))
+        return frames * -(-height // rule.cell) * -(-width // rule.cell)
+    if rule.anchors:
+        return frames * (-(-(height - 1) // rule.anchors) + 1) * (-(-(width - 1) // rule.anchors) + 1)
+    return 1
 
 
 def _shares(rule: ScalePruning, policy: Policy) -> tuple[float, ...]:
@@ -160,9 +164,11 @@ def _shares(rule: ScalePruning, policy: Policy) -> tuple[float, ...]:
     return rule.ranks or (rule.keep,) * len(policy.chunk_ranges())
 
 
-def _rank(rule: ScalePruning, share: float, tokens: int) -> int:
-    """Returns the tokens a chunk works on; projections count as the official code does, int(share * tokens) + 1."""
-    return rank_count(share, tokens) if rule.reducer == "project" or rule.ranks else kept_count(tokens, share)
+def _rank(rule: ScalePruning, share: float, grid: Grid) -> int:
+    """Returns the tokens a chunk works on; projections and rank tables count as the official code, int(share * tokens) + 1."""
+    tokens = token_count(grid)
+    count = rank_count(share, tokens) if rule.reducer == "project" or rule.ranks else kept_count(tokens, share)
+    return min(tokens, max(count, _least(rule, grid)))
 
 
 def _sites(rule: ScalePruning, policy: Policy) -> Iterator[int]:

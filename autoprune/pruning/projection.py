@@ -5,7 +5,7 @@ from torch import Tensor
 
 def rank_count(share: float, tokens: int) -> int:
     """Returns how many mixtures stand for `tokens`: int(share * tokens) + 1, at most all (the official rank rule)."""
-    return min(tokens, int(share * tokens) + 1)
+    return min(tokens, int(share * tokens + 1e-9) + 1)
 
 
 def mixing(noise: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ Ranks follow FasterVAR/StageVAR (arXiv 2512.16483, energy of the centred chunk f
 discrepancies and changes LD-Pruning (2606.00310). Files lie in search_spaces/calibrations/BACKBONE.json.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -50,6 +51,10 @@ class Calibration:
             ("change", self.changes, LATENT_SCORERS),
         ):
             _check_quantiles(kind, quantiles, metrics)
+
+    def digest(self) -> str:
+        """Returns the identity of what was measured."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()
 
     def discrepancy(self, metric: str, scale: int, level: float = 0.5) -> float | None:
         """Returns the quantile at `level` of the branches' difference at the nearest measured scale; None if not measured."""

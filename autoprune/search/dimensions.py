@@ -23,6 +23,7 @@ KNOBS: dict[str, Knob] = {
         Keeps(),
         Count("skip_last", _scales, most=lambda target: target.count - 1),
         Count("single_branch_scales", _scales),
+        Choice("adaptive", ("never", "allowed")),
         Choice("branch", ("cond", "uncond", "adaptive")),
         Choice("replacement", rules.REPLACEMENTS),
         Choice("drop_metric", rules.DISCREPANCIES),

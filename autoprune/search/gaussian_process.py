@@ -64,7 +64,7 @@ class GaussianProcess:
 
 def _matern(a: Tensor, b: Tensor, log_lengths: Tensor) -> Tensor:
     """Returns (1 + r + r^2 / 3) exp(-r), r = sqrt(5) |a - b| in lengths: [n, d], [m, d] -> [n, m]."""
-    scaled = math.sqrt(5) * ((a[:, None] - b[None]) * (-log_lengths).exp())
-    square = scaled.square().sum(-1)
-    distance = (square + 1e-16).sqrt()
+    a, b = (points * (math.sqrt(5) * (-log_lengths).exp()) for points in (a, b))
+    square = (a.square().sum(1)[:, None] + b.square().sum(1) - 2 * a @ b.T).clamp_min(0)
+    distance = (square + 1e-12).sqrt()
     return (1 + distance + square / 3) * (-distance).exp()

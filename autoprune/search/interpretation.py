@@ -122,6 +122,8 @@ class Interpreter:
         if not single:
             return BranchRule()
         branch = str(self.read["branch"])
+        if branch == "adaptive" and not self._may_adapt():
+            branch = "cond"
         rule = BranchRule(branch, max(0, run - single - (branch == "adaptive"))).canonical(run)
         if rule.branch == "adaptive":
             metric = str(self.read["drop_metric"])
@@ -155,6 +157,8 @@ class Interpreter:
         if kind == "group" and guidance.branch != "adaptive" and (shape is None or shape.groupable):
             first = max(1, run - int(read["group_scales"]))
             return _Ending(group_from=first if first < run - 1 else None)
+        if kind not in ("probe", "stop") or not self._may_adapt():
+            return _Ending()
         if kind == "probe" and guidance.branch != "uncond" and self.calibration and self.calibration.probe:
             return _Ending(probe=self.calibration.probe if self.calibration.probe.scale + 1 < run else None)
         first = max(2, self.target.count - int(read["stop_scales"])) if kind == "stop" else run
@@ -209,8 +213,10 @@ class Interpreter:
     def _selection(self, shape: _Shape, first: int, *, grouped: bool) -> dict[str, object]:
         """Returns which tokens stay. A threshold needs a whole scale gathered alone, anchors a choice that is not drawn."""
         select = str(self.read["select"])
-        threshold = shape.granularity == "scale" and shape.reducer == "gather" and not grouped
-        if (select == "threshold" and not threshold) or (select == "draw" and shape.restorer == "anchor"):
+        alone = shape.granularity == "scale" and shape.reducer == "gather" and not grouped
+        if select == "threshold" and not (alone and self._may_adapt()):
+            select = "top"
+        if select == "draw" and shape.restorer == "anchor":
             select = "top"
         fields: dict[str, object] = {"select": select}
         if select == "threshold":
@@ -220,6 +226,10 @@ class Interpreter:
         if shape.reducer == "gather" and select != "draw":
             fields["anchors"] = int(self.read["anchors"]) or (_ANCHORS if shape.restorer == "anchor" else 0)
         return fields
+
+    def _may_adapt(self) -> bool:
+        """Returns whether decisions may depend on the data."""
+        return self.read["adaptive"] == "allowed"
 
     def _threshold(self, key: str, unit: float | bool | None) -> float:
         """Returns a threshold, a number of units: the calibrated median of what it is compared with, 1 without one."""
@@ -242,14 +252,19 @@ def _at(scale: int, said: _Decisions) -> ScalePruning:
         fields["floor"] = min(fields["floor"], keep)
     if fields.get("ranks"):
         keep = max(fields["ranks"])
-    name = next(iter(fields.get("scorer", ("dc",))))
-    dropped = name == "cond_uncond" and guidance.branch != "both" and scale > guidance.from_scale
-    group_from = said.ending.group_from
+    name, group_from = next(iter(fields.get("scorer", ("dc",)))), said.ending.group_from
     if group_from is not None and scale > group_from and name in _WITHIN_GROUP:
         fields["scorer"] = "latent_cos"
-    elif scale < _LOOK_BACK.get(name, 0) or dropped:
+    elif scale < _LOOK_BACK.get(name, 0) or (name == "cond_uncond" and _may_lack_branch(said, scale)):
         fields["scorer"] = "dc"
     return ScalePruning(keep=keep, **fields)
+
+
+def _may_lack_branch(said: _Decisions, scale: int) -> bool:
+    """Returns whether a branch, and with it what it computed before, may be gone at a scale."""
+    guidance, probe = said.guidance, said.ending.probe
+    adaptive = guidance.branch == "adaptive" and scale > guidance.from_scale
+    return _single(guidance, scale) or adaptive or (probe is not None and bool(probe.drop_cuts) and scale > probe.scale)
 
 
 def _branches_differ(fields: dict[str, object]) -> bool:

@@ -19,12 +19,12 @@ from torch import Tensor
 from autoprune.search.acquisition import expected_improvement, probability_below
 from autoprune.search.front import Point, non_dominated
 from autoprune.search.gaussian_process import GaussianProcess
-from autoprune.search.neighbour import mutated, random_vector
+from autoprune.search.neighbour import crossed, mutated, random_vector
 from autoprune.search.space import SearchSpace, Vector
 
 POOL = 400  # candidates of the first round; a second one of half as many looks around the best of them
 BEST = 8
-NEAR_SHARE = 0.7
+KINDS = (0.5, 0.3, 0.2)  # of the candidates: a member changed, two members crossed, anything
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,12 @@ class ModelSampler(BaseSampler):
 
     def _around(self, members: list[Vector], rng: np.random.Generator) -> Iterator[Vector]:
         while True:
-            near = rng.random() < NEAR_SHARE
-            yield mutated(self._space, members[rng.integers(len(members))], rng) if near else random_vector(self._space, rng)
+            first, second = (members[index] for index in rng.integers(len(members), size=2))
+            kind = rng.choice(3, p=KINDS)
+            if kind == 0:
+                yield mutated(self._space, first, rng)
+            else:
+                yield crossed(first, second, rng) if kind == 1 else random_vector(self._space, rng)
 
     def _fresh(self, candidates: Iterator[Vector], told: _Told, count: int) -> Iterator[Vector]:
         """Yields up to `count` different normal vectors that were not told."""

@@ -26,6 +26,11 @@ def mutated(space: SearchSpace, vector: Vector, rng: np.random.Generator) -> Vec
     return {**vector, **{name: _draw(flat[name], rng) for name in names}}
 
 
+def crossed(first: Vector, second: Vector, rng: np.random.Generator) -> Vector:
+    """Returns the first vector with each dimension taken from the second with even odds."""
+    return {name: second[name] if rng.random() < 0.5 else value for name, value in first.items()}
+
+
 def unseen_neighbour(space: SearchSpace, front: Sequence[Vector], *, known: Container[str], seed: int) -> Vector | None:
     """Returns a vector whose policy is not `known` (policy keys), mostly near a vector of the front.
 

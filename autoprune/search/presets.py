@@ -53,7 +53,7 @@ def _ratios(setting: PresetSetting, count: int) -> dict[str, Value]:
     """
     stretch = (setting.of_scales or count) / count
     keeps = [_from_end(setting.keep, offset, stretch) for offset in range(1, count + 1)]
-    skip = next((index for index, keep in enumerate(keeps) if keep > 0), count)
+    skip = next((index for index, keep in enumerate(keeps) if keep > 0), count - 1)
     pruned = {offset: keep for offset, keep in enumerate(keeps, start=1) if 0 < keep < 1}
     between = [keep for keep in setting.keep if 0 < keep < 1]
     if between and not pruned:
@@ -76,9 +76,10 @@ def _measured(
         raise _missing(setting, target)
     run = target.count - int(entries["skip_last"])
     if key == "drop_threshold":
-        known, metric, scale = calibration.discrepancy, "drop_metric", max(0, run - int(entries["single_branch_scales"]) - 1)
+        known, metric = calibration.discrepancy, "drop_metric"
+        scale = max(0, run - int(entries.get("single_branch_scales", 0)) - 1)
     elif key == "stop_threshold":
-        known, metric, scale = calibration.change, "stop_metric", target.count - int(entries["stop_scales"])
+        known, metric, scale = calibration.change, "stop_metric", target.count - int(entries.get("stop_scales", 1))
     else:
         known, metric, scale = calibration.change, "scorer", run - int(entries["pruned_scales"])
     name = str(entries.get(metric, KNOBS[metric].allowed[0]))
@@ -86,7 +87,7 @@ def _measured(
     if value is None:
         raise _missing(setting, target)
     knob = KNOBS[key]
-    return knob.placed(min(max(value / unit, knob.least), knob.most) if unit else 1.0)
+    return knob.placed(min(max(value / (unit or 1.0), knob.least), knob.most))
 
 
 def _missing(setting: PresetSetting, target: Target) -> NeedsCalibration:

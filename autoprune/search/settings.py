@@ -56,7 +56,7 @@ class QualitySettings:
     prompts: int = 48
     held_out_prompts: int = 160
     threshold: float = 0.75
-    max_score_drop: float = 0.08
+    max_score_drop: float = 0.12
     max_memory_mb: float | None = None
     held_out_seed: int = 1_000_003
 

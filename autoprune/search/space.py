@@ -2,8 +2,8 @@
 
 Every dimension is always suggested; the inactive ones are ignored and what would break a rule is repaired
 (interpretation.py), so no vector is invalid. Positions are relative, so one file serves every schedule and depth.
-Uniform draws are mostly sane: a switch has off among at most four values, exotic pieces need others to be active, and the
-bounds of counts and floors hold for every way of leaving scales or tokens out.
+Uniform draws are mostly sane: a switch has off among at most four values, everything that depends on the data hangs on one
+switch, exotic pieces need others to be active, and no way of ending early ends earlier than the most that may be skipped.
 """
 
 from collections.abc import Mapping

@@ -59,6 +59,7 @@ def run_study(
         "scale_schedule": fingerprint(space.target.scale_schedule),
         "space": settings.space.name,
         "space_sha256": settings.space.sha256(),
+        "calibration": space.calibration.digest() if space.calibration else "",
         "device": device,
         "settings": settings.measurement_identity(),
     }

@@ -67,5 +67,8 @@ def _numbers(measured: Measurement) -> tuple[str, ...]:
 def _scale_line(policy: Policy, index: int) -> str:
     pruning, (_, height, width) = policy.scales[index], policy.scale_schedule[index]
     layers = "" if pruning.layers is None else f", layers {pruning.layers[0]}-{pruning.layers[1]}"
-    how = f"{pruning.scorer}, {pruning.granularity}{layers}, {pruning.interpolation} from scale {pruning.cache_scale}"
+    scored = " + ".join(name if len(pruning.scorer) == 1 else f"{weight:g} {name}" for name, weight in pruning.scorer.items())
+    restored = f"{pruning.interpolation} from scale {pruning.cache_scale}" if pruning.cached else pruning.restorer
+    extras = [pruning.reducer] * (pruning.reducer != "gather") + [pruning.select] * (pruning.select != "top")
+    how = ", ".join([scored, f"{pruning.granularity}{layers}", *extras, restored])
     return f"scale {index} ({height}x{width}): keep {100 * pruning.keep:.0f} % ({how})"
