@@ -2,7 +2,9 @@
 
 import itertools
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -25,7 +27,11 @@ from autoprune.rules import (
     ScalePruning,
     StopRule,
 )
+from autoprune.search.neighbour import random_vector
+from autoprune.search.space import space_for
+from autoprune.search.space_file import read_space
 
+SPACES = Path(__file__).parent.parent / "search_spaces"
 PROMPTS = ["a red circle", "a photo of two blue squares"]
 
 
@@ -270,3 +276,10 @@ def test_plans_of_random_schedules_count_what_they_keep(
     for layer in range(depth):
         held = sum(scale.kept_at(layer, plan.chunk_of(layer)) for scale in plan.scales)
         assert plan.key_capacity(layer) == held <= sum(scale.tokens for scale in plan.scales)
+
+
+def test_random_policies_of_the_whole_space_generate(backbone: Backbone) -> None:
+    space, rng = space_for(read_space(SPACES / "unified.yaml"), backbone), np.random.default_rng(0)
+    for _ in range(24):
+        policy = replace(space.policy(random_vector(space, rng)), batch="all")
+        assert generate(backbone, PROMPTS[:1], seed=1, policy=policy).isfinite().all(), policy.key()

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from example_study import policy, study_result
 from PIL import Image
 from rich.console import Console
 
+from autoprune.rules import BranchRule, KeyRule, ScalePruning, StopRule
 from autoprune.search.picture_grid import save_picture_grid
 from autoprune.search.plots import save_pareto_image, save_pareto_page
 from autoprune.search.progress import RichProgress
@@ -71,6 +73,16 @@ def test_a_schedule_reads_as_one_line_a_decision():
         "last 1 scale skipped",
     ]
     assert schedule_lines(policy(1, 1)) == ["dense"]
+    rule = ScalePruning(0.25, None, {"structure": 1.0, "texture": 0.5}, "scale", restorer="nearest", normalise="rank")
+    guidance, keys = BranchRule("adaptive", 4, "extrapolate", "kl_bits", 0.01), KeyRule(2, 1)
+    assert schedule_lines(
+        replace(policy(1, 1), scales={6: rule}, guidance=guidance, keys=keys, stop=StopRule(5, 0.1, 0.02))
+    ) == [
+        "scale 6 (16x16): keep 25 % (1 structure + 0.5 texture, scale, nearest)",
+        "from scale 4: unconditional branch dropped when kl_bits is below 0.01, its effect extrapolated",
+        "from scale 5: stop when less than 2 % still changes",
+        "keys of the first 2 and the last 1 scales only",
+    ]
 
 
 def test_progress_shows_the_best_speed_up_and_the_time_left(tmp_path):

@@ -20,7 +20,7 @@ from autoprune.search.evaluator import Evaluation, Stop
 from autoprune.search.progress import NullProgress
 from autoprune.search.records import Measurement, StudyResult, TrialRecord
 from autoprune.search.settings import BudgetSettings, QualitySettings, SamplerSettings, StudySettings
-from autoprune.search.space import SearchSpace, Target
+from autoprune.search.space import SearchSpace, Target, space_for
 from autoprune.search.space_file import read_space
 from autoprune.search.study import run_study
 from autoprune.search.tracking import NullTracker
@@ -282,3 +282,12 @@ def test_hopeless_trials_are_discarded_on_their_first_prompts(tmp_path: Path, ba
         replace(settings(tmp_path, trials=40, sampler="random", discard=False), name="all"), backbone, FormulaEvaluator(6)
     )
     assert all(trial.state == "complete" for trial in everything.trials)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in SPACES.glob("*.yaml")))
+def test_every_search_space_runs_its_presets_and_two_trials(tmp_path: Path, backbone, name: str) -> None:  # noqa: ANN001
+    config = settings(tmp_path, space=name)
+    count = len(space_for(config.space, backbone).presets()) + 2
+    result = search(replace(config, budget=BudgetSettings(trials=count, minutes=None, front=3)), backbone, FormulaEvaluator(6))
+    assert sum(trial.source in ("sampler", "neighbour") for trial in result.trials) >= 2
+    assert all(trial.state in ("complete", "discarded") for trial in result.trials)

@@ -35,9 +35,19 @@ def schedule_lines(policy: Policy) -> list[str]:
     normal = policy.canonical()
     lines = [_scale_line(normal, index) for index in normal.scales]
     if normal.guidance.branch != "both":
-        lines.append(f"from scale {normal.guidance.from_scale}: {normal.guidance.branch} branch only")
+        lines.append(_branch_line(normal))
     if normal.skip_last:
         lines.append(f"last {normal.skip_last} scale{'s' * (normal.skip_last > 1)} skipped")
+    if normal.stop:
+        lines.append(f"from scale {normal.stop.from_scale}: stop when less than {100 * normal.stop.share:g} % still changes")
+    if normal.probe:
+        lines.append(f"after scale {normal.probe.scale}: a probe decides on skips and branches")
+    if normal.group_from is not None:
+        lines.append(f"scales {normal.group_from} to {normal.run - 1} in one forward")
+    if normal.keys.first is not None:
+        lines.append(f"keys of the first {normal.keys.first} and the last {normal.keys.last} scales only")
+    if normal.keys.budget < 1:
+        lines.append(f"{100 * normal.keys.budget:g} % of the keys")
     return lines or ["dense"]
 
 
@@ -62,6 +72,14 @@ def _title(result: StudyResult) -> str:
 
 def _numbers(measured: Measurement) -> tuple[str, ...]:
     return (f"{measured.speed_up:.2f}x", f"{measured.loss:.3f}", drop_text(measured), f"{measured.peak_memory_mb:.0f} MB")
+
+
+def _branch_line(policy: Policy) -> str:
+    rule = policy.guidance
+    how = f"{rule.branch} branch only"
+    if rule.branch == "adaptive":
+        how = f"unconditional branch dropped when {rule.metric} is below {rule.threshold:.3g}"
+    return f"from scale {rule.from_scale}: {how}" + (", its effect extrapolated" if rule.replacement == "extrapolate" else "")
 
 
 def _scale_line(policy: Policy, index: int) -> str:
