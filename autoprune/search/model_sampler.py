@@ -40,9 +40,18 @@ class _Told:
         """Returns the numbers of the trials that keep every constraint."""
         return [index for index, worst in enumerate(self.constraints) if worst <= 0]
 
+    def front(self) -> list[int]:
+        """Returns the numbers of the feasible trials that no other one beats."""
+        return non_dominated(self.feasible(), lambda index: self.points[index])
+
+    def best(self) -> list[Vector]:
+        """Returns the vectors of the front."""
+        return [self.vectors[index] for index in self.front()]
+
 
 class ModelSampler(BaseSampler):
-    """Random unseen policies until `startup` trials are told, then the candidate with the best expected improvement.
+    """Unseen changes and crosses of the best told (presets at first) until `startup` trials are told, then the candidate with
+    the best expected improvement.
 
     Losses are modelled by their root: near the dense image a small loss matters more. Only told trials are modelled,
     so workers that ask at once may ask the same.
@@ -60,7 +69,8 @@ class ModelSampler(BaseSampler):
         rng = np.random.default_rng((self._seed, trial.number))
         told = self._told(study)
         if len(told.vectors) < self._startup:
-            return next((vector for vector in self._fresh(self._anywhere(rng), told, POOL) if self._unseen(vector, told)), {})
+            candidates = self._around(told.best() or [random_vector(self._space, rng)], rng)
+            return next((vector for vector in self._fresh(candidates, told, POOL) if self._unseen(vector, told)), {})
         return self._best(told, rng)
 
     def sample_independent(
@@ -79,7 +89,7 @@ class ModelSampler(BaseSampler):
 
     def _best(self, told: _Told, rng: np.random.Generator) -> Vector:
         belief = _Beliefs(told, self._space)
-        members = [told.vectors[index] for index in belief.front] or told.vectors
+        members = told.best() or told.vectors
         first = list(self._fresh(self._around(members, rng), told, POOL))
         if not first:
             return {}
@@ -87,10 +97,6 @@ class ModelSampler(BaseSampler):
         pool = first + list(self._fresh(self._around(promising, rng), told, POOL // 2))
         ranked = (pool[index] for index in belief.gain(pool).argsort(descending=True))
         return next((vector for vector in ranked if self._unseen(vector, told)), {})
-
-    def _anywhere(self, rng: np.random.Generator) -> Iterator[Vector]:
-        while True:
-            yield random_vector(self._space, rng)
 
     def _around(self, members: list[Vector], rng: np.random.Generator) -> Iterator[Vector]:
         while True:
@@ -131,8 +137,7 @@ class _Beliefs:
             GaussianProcess(inputs, values) for values in (latency, loss, constraint)
         )
         feasible = told.feasible()
-        self.front = non_dominated(feasible, lambda index: told.points[index])
-        self._points = [told.points[index] for index in self.front]
+        self._points = [told.points[index] for index in told.front()]
         self._reference = (0.0, 1.1 * max((told.points[index][1] for index in feasible), default=float(loss.max())) + 1e-6)
 
     def gain(self, vectors: list[Vector]) -> Tensor:
