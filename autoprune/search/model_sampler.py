@@ -29,7 +29,7 @@ KINDS = (0.5, 0.3, 0.2)  # of the candidates: a member changed, two members cros
 
 @dataclass(frozen=True)
 class _Told:
-    """What finished trials say: normal vectors, policy keys, (log latency, root of loss) and the worst constraint."""
+    """What finished trials say: normal vectors, policy keys, (log latency, loss) and the worst constraint."""
 
     vectors: list[Vector]
     keys: frozenset[str]
@@ -53,8 +53,8 @@ class ModelSampler(BaseSampler):
     """Unseen changes and crosses of the best told (presets at first) until `startup` trials are told, then the candidate with
     the best expected improvement.
 
-    Losses are modelled by their root: near the dense image a small loss matters more. Only told trials are modelled,
-    so workers that ask at once may ask the same.
+    Losses are modelled as they are: those of independent decisions about add up, as their log latencies do. Only told trials
+    are modelled, so workers that ask at once may ask the same.
     """
 
     def __init__(self, space: SearchSpace, *, startup: int, seed: int) -> None:
@@ -83,7 +83,7 @@ class ModelSampler(BaseSampler):
         return _Told(
             vectors=[self._space.normal(trial.params) for trial in trials],
             keys=frozenset(self._space.policy(trial.params).key() for trial in trials),
-            points=[(trial.values[0], max(0.0, trial.values[1]) ** 0.5) for trial in trials],
+            points=[(trial.values[0], trial.values[1]) for trial in trials],
             constraints=[max(trial.constraints.values(), default=0.0) for trial in trials],
         )
 

@@ -15,7 +15,7 @@ class SamplerSettings:
     """`startup` trials, presets included, are drawn before the model of `gp` or `tpe` is used."""
 
     name: str = "gp"
-    startup: int = 32
+    startup: int = 28
 
     def __post_init__(self) -> None:
         if self.name not in SAMPLERS:
