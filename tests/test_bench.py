@@ -3,8 +3,10 @@
 import json
 
 import pytest
+import torch
 
 from autoprune import bench
+from autoprune.measure.overhead import OverheadCase, measure_overhead
 
 
 def test_record_holds_ratios_and_the_machine(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -18,12 +20,21 @@ def test_record_holds_ratios_and_the_machine(tmp_path, capsys: pytest.CaptureFix
     assert str(path) in capsys.readouterr().out
 
 
+def test_overhead_is_the_share_of_select_and_restore_in_the_pruned_scale() -> None:
+    case = OverheadCase(width=128, depth=4, heads=2)
+    rows = measure_overhead(case, device=torch.device("cpu"), dtype=torch.float32, rounds=1)
+    assert len(rows) == 4
+    for row in rows.values():
+        assert 0 < row["seconds"] < row["scale_seconds"] and row["ratio"] == row["seconds"] / row["scale_seconds"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["rounds=x"], "rounds must be a whole number"),
         (["speed=1"], "choose from backbone"),
         (["batch=0"], "batch must be at least 1"),
+        (["suite=all"], "unknown suite 'all'; choose from policies, overhead"),
         (["weights=random", "policies=/nowhere.json"], "cannot be read"),
     ],
 )
