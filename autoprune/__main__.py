@@ -1,12 +1,11 @@
 """`python -m autoprune`: searches pruning schedules of a backbone and leaves plots and policy files in the study folder."""
 
 import sys
-import tempfile
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoprune.errors import UserError
+from autoprune.files import check_writable
 
 if TYPE_CHECKING:
     from autoprune.search.config import RunSettings
@@ -60,7 +59,7 @@ def _refuse(sentence: str) -> int:
 
 
 def _search(run: "RunSettings") -> None:
-    _check_writable(run.study.folder)
+    check_writable(run.study.folder, what="output folder", remedy="set study.dir to another")
     from rich.console import Console
 
     from autoprune.backbones import load_backbone
@@ -96,18 +95,6 @@ def _tracker(run: "RunSettings") -> "NullTracker":
         return NullTracker()
     project, folder = run.tracker.project or "autoprune", run.study.folder
     return WandbTracker(folder, project=project, settings=run.composed, say=lambda line: print(line, file=sys.stderr))
-
-
-def _check_writable(folder: Path) -> None:
-    """Raises UserError before any work when nothing can be written to the study folder."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"output folder {str(folder)!r} must be writable ({error.strerror}); set study.dir to another."
-        ) from None
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ from autoprune.measure.device import device_identity
 from autoprune.measure.latency import Timing, interleaved
 from autoprune.measure.memory import PeakMemory
 from autoprune.measure.overhead import OverheadCase, measure_overhead
-from autoprune.policy import BranchRule, Policy, ScalePruning, token_count
+from autoprune.policy import Policy, policy_files, token_count
+from autoprune.rules import BranchRule, ScalePruning
 
 USAGE = "python -m autoprune.bench batch=16 policies=outputs/tiny-unified/policies"
 SUITES = ("policies", "overhead")
@@ -125,7 +126,8 @@ def _bench(choices: Choices) -> str:
 
 def _policies(choices: Choices) -> dict[str, object]:
     backbone = load_backbone(choices.backbone, weights=choices.weights, device=choices.device, dtype=choices.dtype)
-    policies = probe_policies(backbone) | _read_policies(choices.policies)
+    files = policy_files(choices.policies) if choices.policies else []
+    policies = probe_policies(backbone) | {file.stem: Policy.load(file) for file in files}
     return {
         "machine": device_identity(backbone.device, backbone.dtype),
         "backbone": {"name": backbone.name, "weights": backbone.revision, "scale_schedule": backbone.scale_schedule()},
@@ -143,16 +145,6 @@ def _overhead(choices: Choices) -> dict[str, object]:
         "case": asdict(case),
         "overhead": measure_overhead(case, device=device, dtype=dtype, rounds=choices.rounds),
     }
-
-
-def _read_policies(source: str) -> dict[str, Policy]:
-    if not source:
-        return {}
-    path = Path(source)
-    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
-    if not files:
-        raise UserError(f"policies must be a policy file or a folder with some, {source!r} has none.")
-    return {file.stem: Policy.load(file) for file in files}
 
 
 def _row(timing: Timing, reference: Timing) -> dict[str, float]:

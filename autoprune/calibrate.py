@@ -5,7 +5,6 @@ quantiles of what LD-Pruning (2606.00310) puts thresholds on. A developer's comm
 """
 
 import sys
-import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -21,6 +20,7 @@ from torch.nn import functional
 from autoprune.arguments import run_command
 from autoprune.backbones import Backbone, load_backbone
 from autoprune.errors import UserError
+from autoprune.files import check_writable
 from autoprune.generation import Observer, generate
 from autoprune.measure.calibration_fit import (
     energy_ranks,
@@ -134,7 +134,7 @@ def _calibrate(choices: Choices) -> str:
     path = Path(choices.output) if choices.output else calibration_path(choices.backbone)
     texts = [prompt.text for prompt in prompt_set("search", choices.prompts, seed=choices.seed)]
     backbone = load_backbone(choices.backbone, weights=choices.weights, device=choices.device, dtype=choices.dtype)
-    _check_writable(path.parent)
+    check_writable(path.parent, what="output folder", remedy="choose another file")
     samples = collect(backbone, texts, seed=choices.seed, batch=choices.batch)
     decision = decide(samples, Depths.of(len(backbone.scale_schedule())), target=choices.target_ssim)
     summary(backbone, samples, decision, prompts=choices.prompts).save(path)
@@ -278,16 +278,6 @@ def _verdict(decision: Decision) -> str:
         f"the probe is right for {decision.left_out:.0%} of left-out prompts ({decision.accuracy:.0%} of its own), "
         f"the most frequent answer alone for {decision.majority:.0%}"
     )
-
-
-def _check_writable(folder: Path) -> None:
-    """Raises UserError before any work when the file cannot be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(f"output folder {str(folder)!r} must be writable ({error.strerror}); choose another file.") from None
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """`python -m autoprune.compare`: every preset of a search space and any policy files, measured under identical conditions."""
 
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from autoprune.arguments import run_command
 from autoprune.errors import UserError, unknown_name
+from autoprune.files import check_writable
 
 if TYPE_CHECKING:
     from autoprune.backbones import Backbone
@@ -65,7 +65,7 @@ def _measured(choices: Choices) -> "tuple[Comparison, tuple[str, ...]]":
 
     names = [field.name for field in fields(ComparisonSettings)]
     settings = ComparisonSettings(**{name: getattr(choices, name) for name in names})
-    _check_writable(Path(choices.output))
+    check_writable(Path(choices.output), what="output", remedy="choose another folder")
     backbone = load_backbone(choices.backbone, weights=choices.weights, device=choices.device, dtype=choices.dtype)
     space = _space(choices, backbone)
     candidates = preset_candidates(space)
@@ -110,16 +110,6 @@ def _report(choices: Choices, comparison: "Comparison", left_out: Sequence[str])
         print(f"autoprune: stopped; {done}, what they measured is in {choices.output}.", file=sys.stderr)
         raise KeyboardInterrupt
     return "written: " + ", ".join(map(relative, paths))
-
-
-def _check_writable(folder: Path) -> None:
-    """Raises UserError before any work when nothing can be written to the output folder."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(f"output {str(folder)!r} must be writable ({error.strerror}); choose another folder.") from None
 
 
 if __name__ == "__main__":

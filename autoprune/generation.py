@@ -112,9 +112,9 @@ def run_blocks(
 def _run_chunk(state: GenerationState, layers: range, step: Step, x: Tensor, positions: Tensor | None) -> Tensor:
     if positions is not None:
         step = replace(step, rotation=step.rotation_of(positions))
-    blocks, request = state.model.layers(), state.request
+    request = state.request
     for layer in layers:
-        x = blocks[layer](x, layer, step, state.conditioning)
+        x = state.blocks[layer](x, layer, step, state.conditioning)
         if layer - state.plan.depth in request.guidance_layers and state.branch == "both":
             weight = request.guidance[state.sandwich.scale.index]
             x = state.rows(torch.lerp(x[state.batch :], x[: state.batch], weight))

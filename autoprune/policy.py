@@ -12,6 +12,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from pathlib import Path
 
 from autoprune.errors import UserError
+from autoprune.files import write_whole
 from autoprune.rules import BranchRule, KeyRule, ProbeRule, ScalePruning, StopRule
 from autoprune.validity import check_schedule
 
@@ -151,12 +152,7 @@ class Policy:
 
     def save(self, path: str | os.PathLike) -> Path:
         """Writes the policy file, whole or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".part")
-        temporary.write_text(self.to_json())
-        os.replace(temporary, path)
-        return path
+        return write_whole(path, self.to_json())
 
     @staticmethod
     def load(path: str | os.PathLike) -> "Policy":
@@ -167,6 +163,15 @@ class Policy:
             reason = error.__class__.__name__
             raise UserError(f"policy file {os.fspath(path)!r} cannot be read ({reason}); check the path.") from None
         return Policy.from_json(text, source=os.fspath(path))
+
+
+def policy_files(source: str | os.PathLike) -> list[Path]:
+    """Returns a policy file, or those of a folder by name. Raises UserError for a folder that has none."""
+    path = Path(source)
+    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+    if not files:
+        raise UserError(f"policies must be a policy file or a folder with some, {str(source)!r} has none.")
+    return files
 
 
 def token_count(grid: Grid) -> int:

@@ -31,7 +31,7 @@ class GenerationState:
 
     def __init__(self, model: Infinity, request: Request, observer: Observer) -> None:
         self.model, self.request, self.plan = model, request, request.plan
-        self.batch = len(request.text.lengths)
+        self.blocks, self.batch = model.layers(), len(request.text.lengths)
         guided = any(weight != 1 for weight in request.guidance)
         text = model.with_unconditional(request.text, request.negative) if guided else request.text
         self.conditioning = model.condition(text)

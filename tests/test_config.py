@@ -10,7 +10,8 @@ from omegaconf import OmegaConf
 
 from autoprune.backbones import BACKBONES
 from autoprune.errors import UserError
-from autoprune.search.config import read_settings, run_composed, yaml_directory
+from autoprune.search.config import read_settings, run_composed
+from autoprune.search.folders import shipped_folder
 from autoprune.search.settings import LATENCIES, SAMPLERS
 
 
@@ -49,7 +50,7 @@ def test_a_multirun_is_one_study_a_choice(monkeypatch):
 
 
 def test_every_choice_of_every_group_composes(monkeypatch):
-    groups = [path for path in yaml_directory("conf").iterdir() if path.is_dir()] + [yaml_directory("search_spaces")]
+    groups = [path for path in shipped_folder("conf").iterdir() if path.is_dir()] + [shipped_folder("search_spaces")]
     for group in groups:
         for choice in group.glob("*.yaml"):
             (run,) = composed(monkeypatch, f"{group.name}={choice.stem}")
@@ -59,7 +60,7 @@ def test_every_choice_of_every_group_composes(monkeypatch):
 
 def test_every_backbone_sampler_and_latency_has_its_file():
     for group, names in (("backbone", BACKBONES), ("sampler", SAMPLERS), ("latency", LATENCIES)):
-        assert {path.stem for path in (yaml_directory("conf") / group).glob("*.yaml")} == set(names)
+        assert {path.stem for path in (shipped_folder("conf") / group).glob("*.yaml")} == set(names)
 
 
 @pytest.mark.parametrize(

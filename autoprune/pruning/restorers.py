@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from autoprune.pruning.selection import anchor_index
+from autoprune.pruning.signals import nearest_source
 
 Grid = tuple[int, int, int]
 FAR = 2**60
@@ -51,7 +52,7 @@ def nearest_anchor(logits: Tensor, logits_grid: Grid, grid: Grid, stride: int) -
     16 N integers to find the four, then 4 N V multiplications a sample.
     """
     near = _nearest_anchors(grid, stride, logits.device)
-    source = _sources(logits_grid, grid, logits.device)
+    source = nearest_source(logits_grid, grid, logits.device)
     unit = functional.normalize(logits.flatten(2).float(), dim=-1)
     cosine = (unit[:, source, None] * unit[:, source[near]]).sum(dim=-1)
     itself = near[:, 0] == torch.arange(len(near), device=near.device)
@@ -87,9 +88,3 @@ def _nearest_on_axis(anchors: Tensor, side: int) -> tuple[Tensor, Tensor]:
     key = (torch.arange(side, device=anchors.device)[:, None] - anchors).square() * side + anchors
     near = key.topk(min(CANDIDATES, len(anchors)), dim=1, largest=False).values
     return near // side, near % side
-
-
-def _sources(grid: Grid, target: Grid, device: torch.device) -> Tensor:
-    """Returns the raster position on `grid` that each position of `target` takes when upsampled by nearest."""
-    t, y, x = (torch.arange(new, device=device) * old // new for old, new in zip(grid, target, strict=True))
-    return ((t[:, None, None] * grid[1] + y[:, None]) * grid[2] + x).flatten()

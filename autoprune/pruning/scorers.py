@@ -1,7 +1,6 @@
 """How important each token is. A scorer maps hidden tokens to one number a token; the highest are kept."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -10,9 +9,7 @@ from torch.nn import functional
 from autoprune.errors import UserError
 from autoprune.noise import uniform
 from autoprune.pruning.decisions import latent_change
-
-if TYPE_CHECKING:
-    from autoprune.pruning.signals import Signals
+from autoprune.pruning.signals import Signals, nearest_source
 
 POWER_STEPS = 5  # StepVAR's review names the power iteration, not its length; five is our inference
 REACH = 0.01  # of what a random direction reaches; bf16 rounding of tokens orthogonal to the start gives 0.002
@@ -32,7 +29,7 @@ class ScoreContext:
     seed: int
     samples: tuple[int, ...]
     region: int = 1
-    signals: "Signals | None" = None
+    signals: Signals | None = None
 
 
 def dc(x: Tensor, context: ScoreContext) -> Tensor:
@@ -102,7 +99,7 @@ def delta(x: Tensor, context: ScoreContext) -> Tensor:
     """
     signals = context.signals
     change = _left(signals and signals.delta, context, "delta").float().unflatten(0, (-1, len(context.samples))).mean(dim=0)
-    return _repeated(_nearest(change, signals.delta_grid, context.grid), x)
+    return _repeated(change[:, nearest_source(signals.delta_grid, context.grid, x.device)], x)
 
 
 def norm(x: Tensor, context: ScoreContext) -> Tensor:
@@ -127,7 +124,7 @@ def cond_uncond(x: Tensor, context: ScoreContext) -> Tensor:
             f"{context.scale}; use another scorer once a branch is dropped."
         )
     apart = (hidden[:batch] - hidden[batch:]).square().sum(dim=-1)
-    return _repeated(_nearest(apart, signals.hidden_grid, context.grid), x)
+    return _repeated(apart[:, nearest_source(signals.hidden_grid, context.grid, x.device)], x)
 
 
 def random(x: Tensor, context: ScoreContext) -> Tensor:
@@ -183,12 +180,6 @@ def _left(signal: Tensor | None, context: ScoreContext, scorer: str) -> Tensor:
             f"scorer {scorer} needs what the scale before left behind, got nothing at scale {context.scale}; use it later."
         )
     return signal
-
-
-def _nearest(score: Tensor, grid: tuple[int, int, int], target: tuple[int, int, int]) -> Tensor:
-    """Returns [B, N0] on `grid` as [B, N] on `target`, place i of n taking i * n0 // n exactly."""
-    t, y, x = (torch.arange(new, device=score.device) * old // new for old, new in zip(grid, target, strict=True))
-    return score.unflatten(1, grid)[:, t[:, None, None], y[:, None], x].flatten(1)
 
 
 def _repeated(score: Tensor, x: Tensor) -> Tensor:

@@ -2,11 +2,18 @@
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from autoprune.policy import Grid
 
 LATENT, DELTA, HIDDEN, LOGITS = "latent", "delta", "hidden", "logits"
+
+
+def nearest_source(grid: Grid, target: Grid, device: torch.device) -> Tensor:
+    """Returns the raster position on `grid` that each position of `target` takes [N], place i of n taking i * n0 // n."""
+    t, y, x = (torch.arange(new, device=device) * old // new for old, new in zip(grid, target, strict=True))
+    return ((t[:, None, None] * grid[1] + y[:, None]) * grid[2] + x).flatten()
 
 
 @dataclass

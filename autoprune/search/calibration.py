@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from autoprune.errors import UserError, unknown_name
+from autoprune.files import write_whole
 from autoprune.rules import DISCREPANCIES, LATENT_SCORERS, ProbeRule
 from autoprune.search.folders import shipped_folder
 
@@ -92,12 +93,7 @@ class Calibration:
 
     def save(self, path: str | os.PathLike) -> Path:
         """Writes the file, whole or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".part")
-        temporary.write_text(self.to_json())
-        os.replace(temporary, path)
-        return path
+        return write_whole(path, self.to_json())
 
     @staticmethod
     def load(path: str | os.PathLike) -> "Calibration":

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from autoprune.errors import UserError
-from autoprune.policy import Grid, Policy
+from autoprune.policy import Grid, Policy, policy_files
 from autoprune.search.records import Measurement
 
 if TYPE_CHECKING:
@@ -102,11 +102,8 @@ def file_candidates(source: Path, target: "Target", *, taken: Sequence[str]) -> 
 
     Raises UserError for a folder without policy files and for a file that is not a valid policy of this target.
     """
-    files = sorted(source.glob("*.json")) if source.is_dir() else [source]
-    if not files:
-        raise UserError(f"policies must be a policy file or a folder with some, {str(source)!r} has none.")
     candidates = []
-    for file in files:
+    for file in policy_files(source):
         policy, name = Policy.load(file), file.name if file.stem in (DENSE, *taken) else file.stem
         try:
             policy.check_fits(target.backbone, target.depth, target.scale_schedule)

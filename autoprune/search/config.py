@@ -18,8 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-import autoprune
 from autoprune.errors import UserError
+from autoprune.search.folders import shipped_folder
 from autoprune.search.settings import BudgetSettings, LatencySettings, QualitySettings, SamplerSettings, StudySettings
 from autoprune.search.space_file import space_from_document
 
@@ -93,7 +93,7 @@ def run_composed(task: Callable[[RunSettings], None]) -> None:
             failures.append(error)
 
     try:
-        hydra.main(version_base="1.3", config_path=str(yaml_directory("conf")), config_name="config")(job)()
+        hydra.main(version_base="1.3", config_path=str(shipped_folder("conf")), config_name="config")(job)()
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_sentence(error)) from error
     except OSError as error:
@@ -125,17 +125,11 @@ def read_settings(config: DictConfig) -> RunSettings:
     return RunSettings(backbone=valid.backbone, study=study, tracker=valid.tracker, composed=composed)
 
 
-def yaml_directory(name: str) -> Path:
-    """Returns the folder `conf` or `search_spaces`: inside the package when installed, beside it in a checkout."""
-    package = Path(autoprune.__file__).parent
-    return next(path for path in (package / name, package.parent / name) if path.is_dir()).resolve()
-
-
 class _SearchSpacesBesideConf(SearchPathPlugin):
     """Makes search_spaces/NAME.yaml the Hydra group `search_spaces`."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        search_path.append("autoprune", f"file://{yaml_directory('search_spaces').parent}")
+        search_path.append("autoprune", f"file://{shipped_folder('search_spaces').parent}")
 
 
 def _sentence(error: Exception) -> str:

@@ -2,13 +2,13 @@
 
 import fcntl
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from autoprune.errors import UserError
+from autoprune.files import write_whole
 
 _ASPECTS = {
     "backbone": "backbone",
@@ -51,12 +51,7 @@ class StudyFolder:
 
     def write(self, name: str, text: str) -> Path:
         """Writes a file atomically."""
-        path = self.path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".part")
-        temporary.write_text(text)
-        os.replace(temporary, path)
-        return path
+        return write_whole(self.path / name, text)
 
     def read_json(self, name: str) -> dict[str, object] | None:
         """Reads a JSON file of the study; None when it is missing or damaged."""
