@@ -14,7 +14,7 @@ from autoprune.errors import UserError
 from autoprune.policy import Policy
 from autoprune.pruning.plan import Plan, ScalePlan, compile_plan
 from autoprune.sampling import Draw, GridNoise
-from autoprune.state import GenerationState
+from autoprune.state import GenerationState, Snapshot
 
 
 class Observer:
@@ -31,6 +31,9 @@ class Observer:
 
     def chunk_done(self, scale: ScalePlan, chunk: int, x: Tensor) -> None:
         """Called with the hidden state [R, L, C] after each chunk of blocks."""
+
+    def group_done(self, state: GenerationState, latent: Tensor) -> None:
+        """Called when nothing is left to do of the scales that ran together, with the latent so far."""
 
     def blocks_done(self) -> None:
         """Called when the loop has ended, before the latent is decoded."""
@@ -59,13 +62,17 @@ class Request:
     samples: tuple[int, ...] = field(default=(0,))
 
 
-def generate_latent(backbone: Backbone, request: Request, observer: Observer | None = None) -> Tensor:
-    """Runs the scale loop and returns the latent [B, bits, H, W] that the tokenizer decodes."""
+def generate_latent(
+    backbone: Backbone, request: Request, observer: Observer | None = None, *, start: Snapshot | None = None
+) -> Tensor:
+    """Runs the scale loop, from a snapshot on if one is given, and returns the latent [B, bits, H, W] to decode."""
     tokenizer, schedule = backbone.tokenizer, request.plan.schedule
     observer = observer or Observer()
-    state = GenerationState(backbone.model, request, observer)
+    state = GenerationState(backbone.model, request, observer, start)
     latent = request.text.values.new_zeros(state.batch, tokenizer.config.bits, *tokenizer.latent_size(schedule))
-    for group in request.plan.groups:
+    if start is not None:
+        latent = start.latent
+    for group in request.plan.groups[start.scales if start else 0 :]:
         if state.ends_before(group[0]):
             break
         observer.scale_started(group[0])
@@ -83,6 +90,7 @@ def generate_latent(backbone: Backbone, request: Request, observer: Observer | N
             state.settle(scale, latent, x, logits)
             observer.scale_done(scale, logits, bits, latent)
         state.probe(group[-1], backbone)
+        observer.group_done(state, latent)
     observer.blocks_done()
     return latent
 
@@ -130,12 +138,14 @@ def generate(
     seed: int = 0,
     sampling: Sampling | None = None,
     observer: Observer | None = None,
+    start: Snapshot | None = None,
 ) -> Tensor:
     """Generates one image a prompt: float32 [B, 3, H, W] in [0, 1] on the backbone's device.
 
     Noise of sample i depends on (seed, sampling.first_sample + i, scale) only. A policy whose batch rule is `split` lets
-    each sample follow its own data-dependent decisions, one after the other. Raises UserError for a policy made for
-    another backbone or schedule, and for prompts the text encoder cannot read.
+    each sample follow its own data-dependent decisions, one after the other. `start` is where a recorded generation of the
+    same prompts, seed and sampling agrees with this policy so far (autoprune/prefix.py). Raises UserError for a policy made
+    for another backbone or schedule, and for prompts the text encoder cannot read.
     """
     if isinstance(prompts, str) or not prompts:
         raise UserError("prompts must be a list with at least one text; wrap a single prompt in a list.")
@@ -149,16 +159,22 @@ def generate(
         options = {"policy": policy, "seed": seed, "observer": observer}
         parts = zip(prompts, alone, strict=True)
         return torch.cat([generate(backbone, [prompt], sampling=each, **options) for prompt, each in parts])
+    plan = compile_plan(policy, schedule, backbone.depth)
+    request = resolve(backbone, prompts, plan, seed=seed, sampling=sampling)
+    images = backbone.decode(generate_latent(backbone, request, observer, start=start))
+    observer.image_done()
+    return images
+
+
+def resolve(backbone: Backbone, prompts: Sequence[str], plan: Plan, *, seed: int, sampling: Sampling) -> Request:
+    """Returns the request of a compiled plan with this sampling."""
     samples = tuple(range(sampling.first_sample, sampling.first_sample + len(prompts)))
-    request = Request(
+    return Request(
         text=backbone.encode_text(prompts),
-        plan=compile_plan(policy, schedule, backbone.depth),
+        plan=plan,
         draw=GridNoise(seed, samples),
-        guidance=sampling.guidance_for(len(schedule)),
-        temperature=sampling.temperature_for(len(schedule)),
+        guidance=sampling.guidance_for(len(plan.schedule)),
+        temperature=sampling.temperature_for(len(plan.schedule)),
         seed=seed,
         samples=samples,
     )
-    images = backbone.decode(generate_latent(backbone, request, observer))
-    observer.image_done()
-    return images

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,14 +11,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from autoprune.backbones.attention import attend
-from autoprune.backbones.infinity import Infinity, Step
+from autoprune.backbones.infinity import Conditioning, Infinity, Step
+from autoprune.backbones.kv_buffer import HeldKeys
 from autoprune.backbones.rope import gather_rotation
 from autoprune.policy import Grid, token_count
 from autoprune.pruning.decisions import changed_share, discrepancy, probe_decision, probe_features
 from autoprune.pruning.key_budget import importance, select_keys, window_positions
 from autoprune.pruning.plan import ScalePlan, forgotten
 from autoprune.pruning.sandwich import Sandwich
-from autoprune.pruning.signals import HIDDEN, LATENT, LOGITS
+from autoprune.pruning.signals import HIDDEN, LATENT, LOGITS, Signals
 
 if TYPE_CHECKING:
     from autoprune.backbones import Backbone
@@ -26,21 +28,65 @@ if TYPE_CHECKING:
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """What a generation knows when `scales` scales are done; shares memory with it, is never written to."""
+
+    scales: int
+    latent: Tensor
+    conditioning: Conditioning
+    keys: tuple[HeldKeys, ...]
+    caches: dict[tuple[int, int, str], tuple[Tensor, Grid]]
+    signals: Signals
+    difference: tuple[Tensor, Grid] | None
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Yields the tensors that take memory."""
+        yield self.latent
+        for keys, values, _ in self.keys:
+            yield from (keys, values)
+        yield from (cache for cache, _ in self.caches.values())
+        if self.difference is not None:
+            yield self.difference[0]
+
+
 class GenerationState:
     """Rows are [cond x B] and, under guidance, [uncond x B]."""
 
-    def __init__(self, model: Infinity, request: Request, observer: Observer) -> None:
+    def __init__(self, model: Infinity, request: Request, observer: Observer, start: Snapshot | None = None) -> None:
+        """Begins with nothing done, or where the snapshot of a generation of the same prompts and seed was taken."""
         self.model, self.request, self.plan = model, request, request.plan
         self.blocks, self.batch = model.layers(), len(request.text.lengths)
         guided = any(weight != 1 for weight in request.guidance)
         text = model.with_unconditional(request.text, request.negative) if guided else request.text
-        self.conditioning = model.condition(text)
+        self.conditioning = start.conditioning if start else model.condition(text)
         self.branch = "both" if guided else "cond"
         capacities = [self.plan.key_capacity(layer) for layer in range(self.plan.depth)]
         self.buffers = model.buffers_for(len(text.lengths), capacities)
         self.sandwich = Sandwich(seed=request.seed, samples=request.samples, on_kept=observer.kept)
         self._difference: tuple[Tensor, Grid] | None = None
         self._single_from, self._end = len(self.plan.schedule), len(self.plan.schedule)
+        if start is not None:
+            self._resume(start)
+
+    def snapshot(self, latent: Tensor) -> Snapshot:
+        """Returns what is known when a scale is settled, while both branches run and nothing was decided by the data."""
+        return Snapshot(
+            scales=len(self.buffers[0].sizes),
+            latent=latent,
+            conditioning=self.conditioning,
+            keys=tuple(buffer.held() for buffer in self.buffers),
+            caches=dict(self.sandwich.caches),
+            signals=replace(self.sandwich.signals),
+            difference=self._difference,
+        )
+
+    def _resume(self, start: Snapshot) -> None:
+        if self.plan.guidance.replacement == "extrapolate":
+            self._difference = start.difference
+        self.sandwich.caches, self.sandwich.signals = dict(start.caches), replace(start.signals)
+        for buffer, held in zip(self.buffers, start.keys, strict=True):
+            buffer.fill(held)
 
     def ends_before(self, scale: ScalePlan) -> bool:
         """Returns whether the data said that this scale and later ones need not run."""

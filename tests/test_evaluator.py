@@ -56,7 +56,26 @@ def test_pruning_costs_fidelity_and_more_pruning_costs_more(backbone) -> None:  
     heavy = evaluator.evaluate(policy_for(backbone, skip_last=2), stop=never)
     assert 0 < light.measurement.loss < heavy.measurement.loss < 1
     assert light.measurement.latency_source == "table" and heavy.measurement.speed_up > light.measurement.speed_up
-    assert light.first.prompts == 2 and light.measurement.prompts == 5 and light.measurement.peak_memory_mb > 0
+    assert light.first.prompts == 2 and light.measurement.prompts == 5 and light.measurement.peak_memory_mb is None
+
+
+def test_trials_measure_memory_where_it_is_limited_and_share_nothing_then(backbone) -> None:  # noqa: ANN001
+    limited = replace(settings(), quality=QualitySettings(prompts=2, held_out_prompts=2, max_memory_mb=1e6))
+    evaluator = GenerationEvaluator(backbone, limited)
+    evaluator.dense()
+    assert not limited.shares_prefixes
+    assert evaluator.evaluate(policy_for(backbone, skip_last=2), stop=never).measurement.peak_memory_mb > 0
+
+
+def test_shared_prefixes_change_no_quality(backbone) -> None:  # noqa: ANN001
+    policies = [policy_for(backbone, skip_last=1), policy_for(backbone, guidance=BranchRule("cond", 5, "extrapolate"))]
+    found = []
+    for megabytes in (0, 2048):
+        evaluator = GenerationEvaluator(backbone, replace(settings(), shared_prefix_mb=megabytes))
+        evaluator.dense()
+        measured = [evaluator.evaluate(policy, stop=never).measurement for policy in policies]
+        found.append([(entry.loss, entry.psnr, entry.score) for entry in measured])
+    assert found[0] == found[1]
 
 
 def test_a_stopped_evaluation_covers_the_first_batch_only(backbone) -> None:  # noqa: ANN001

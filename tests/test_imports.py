@@ -9,7 +9,17 @@ import autoprune
 
 PACKAGE = Path(autoprune.__file__).parent
 LEVELS = dict.fromkeys(("errors", "files", "noise", "rules", "validity", "policy", "arguments"), 0)
-LEVELS |= {"pruning": 1, "backbones": 2, "sampling": 3, "state": 3, "generation": 3, "measure": 4, "testbed": 4, "search": 5}
+LEVELS |= {
+    "pruning": 1,
+    "backbones": 2,
+    "sampling": 3,
+    "state": 3,
+    "generation": 3,
+    "prefix": 3,
+    "measure": 4,
+    "testbed": 4,
+    "search": 5,
+}
 LEVELS |= dict.fromkeys(("generate", "bench", "calibrate", "compare", "__main__"), 5)
 SEARCH_PACKAGES = ("optuna", "hydra", "omegaconf", "wandb", "torchmetrics", "pydantic", "plotly", "rich", "PIL", "matplotlib")
 

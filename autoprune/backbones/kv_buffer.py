@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+HeldKeys = tuple[Tensor, Tensor, tuple[int, ...]]
+
 
 class KeyValueBuffer:
     """Grows from 0 to `capacity` tokens without copying what is already there. `sizes` are the tokens of each append."""
@@ -22,6 +24,16 @@ class KeyValueBuffer:
         self.length = end
         self.sizes.append(k.shape[2])
         return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def held(self) -> HeldKeys:
+        """Returns views of all keys and values so far and the tokens of each append."""
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length], tuple(self.sizes)
+
+    def fill(self, held: HeldKeys) -> None:
+        """Copies into an empty buffer what another one held."""
+        keys, values, sizes = held
+        self.append(keys, values)
+        self.sizes = list(sizes)
 
     def keep_rows(self, rows: slice) -> None:
         """Forgets the rows of a dropped guidance branch."""

@@ -102,24 +102,26 @@ class LatencyTable:
         self.reference = reference
         self._samples: dict[str, list[float]] = defaultdict(list)
 
-    def slowness(self, clock: ScaleClock, *, total: float) -> float | None:
+    def slowness(self, clock: ScaleClock, *, total: float | None = None) -> float | None:
         """Returns how slow the machine was in a run, 1 being the table's moment, from the scales the table knows.
 
-        None where they are less than KNOWN_SHARE of the run.
+        `total` is the seconds of a whole run, None for one that began at a later scale. None is returned where known scales
+        are less than KNOWN_SHARE of the run.
         """
         seconds = self._all_seconds(clock, total)
         known = {key: median_and_spread(self._samples[key])[0] for key in seconds if len(self._samples.get(key, ())) > 1}
         share = sum(seconds[key] for key in known)
-        return share / sum(known.values()) if share > KNOWN_SHARE * total else None
+        return share / sum(known.values()) if share > KNOWN_SHARE * sum(seconds.values()) else None
 
-    def add(self, clock: ScaleClock, *, total: float, slowness: float) -> None:
-        """Enters one generation of `total` seconds."""
+    def add(self, clock: ScaleClock, *, total: float | None = None, slowness: float) -> None:
+        """Enters one generation, of `total` seconds unless it began at a later scale."""
         for key, seconds in self._all_seconds(clock, total).items():
             self._samples[key].append(seconds / slowness)
 
     @staticmethod
-    def _all_seconds(clock: ScaleClock, total: float) -> dict[str, float]:
-        return {**clock.seconds, REST: total - sum(clock.seconds.values())}
+    def _all_seconds(clock: ScaleClock, total: float | None) -> dict[str, float]:
+        rest = {} if total is None else {REST: total - sum(clock.seconds.values())}
+        return clock.seconds | rest
 
     def estimate(self, plan: Plan) -> tuple[float, float] | None:
         """Returns the summed median and the spread in seconds per batch, None while a scale was never run."""

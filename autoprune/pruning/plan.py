@@ -74,6 +74,11 @@ class Plan:
         """Returns which keys later scales see."""
         return self.policy.keys
 
+    @property
+    def sublayer_sites(self) -> Iterator[int]:
+        """Yields the sites of all sublayers of all layers."""
+        return (site(layer, name) for layer in range(self.depth) for name in SUBLAYERS)
+
     def chunk_of(self, layer: int) -> int:
         """Returns the chunk a block belongs to."""
         return next(index for index, blocks in enumerate(self.chunks) if layer in blocks)

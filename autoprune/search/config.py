@@ -63,6 +63,7 @@ class _Study(_Strict):
     name: str
     seed: int
     discard: bool
+    shared_prefix_mb: int
 
 
 class _Composed(_Strict):
@@ -121,6 +122,7 @@ def read_settings(config: DictConfig) -> RunSettings:
         quality=valid.quality,
         budget=valid.budget,
         discard=valid.study.discard,
+        shared_prefix_mb=valid.study.shared_prefix_mb,
     )
     return RunSettings(backbone=valid.backbone, study=study, tracker=valid.tracker, composed=composed)
 

@@ -1,6 +1,7 @@
 """Measures policies of a study on a real backbone: same prompts and seeds for all, dense beside every candidate."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
@@ -8,20 +9,24 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
-from autoprune.backbones import Backbone
+from autoprune.backbones import Backbone, Sampling
 from autoprune.generation import generate
 from autoprune.measure.latency import LatencyTable, ScaleClock, Timing, interleaved, timed
 from autoprune.measure.memory import PeakMemory
 from autoprune.measure.quality import similarity
 from autoprune.measure.statistics import paired_interval
 from autoprune.policy import Policy
+from autoprune.prefix import DensePrefix, record_prefix
 from autoprune.pruning.plan import compile_plan
 from autoprune.search.quality import make_quality
 from autoprune.search.records import Measurement
 from autoprune.search.settings import StudySettings
+from autoprune.search.shared_prefixes import SharedPrefixes
+from autoprune.search.tally import DENSE, Pairs, Tally
+from autoprune.state import Snapshot
 
 Stop = Callable[[Measurement], str]
-_DENSE = ""
+PROBE_FROM_END = 2  # how slow the machine is now is asked of the scale with so many after it: a tenth of a dense run
 
 
 @dataclass(frozen=True)
@@ -76,22 +81,6 @@ class _Batch:
     score: np.ndarray
 
 
-@dataclass(frozen=True)
-class _Pairs:
-    """Per image [n]: SSIM and PSNR against dense, the candidate's score and the dense score."""
-
-    ssim: np.ndarray
-    psnr: np.ndarray
-    score: np.ndarray
-    dense: np.ndarray
-
-    @staticmethod
-    def joined(parts: list["_Pairs"]) -> "_Pairs":
-        """Concatenates batches."""
-        names = ("ssim", "psnr", "score", "dense")
-        return _Pairs(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
-
-
 class GenerationEvaluator:
     """Generates, compares and times on a backbone. Holds the dense images of the search prompts in memory.
 
@@ -104,6 +93,7 @@ class GenerationEvaluator:
         self._batches: list[_Batch] = []
         self._turn = 0
         self._table = table
+        self._prefixes = SharedPrefixes(settings.shared_prefix_mb if settings.shares_prefixes else 0)
 
     def dense(self) -> Measurement:
         prompts = self._quality.prompts("search", self._settings.quality.prompts)
@@ -121,29 +111,30 @@ class GenerationEvaluator:
         self._table = self._table or LatencyTable(timing.median)
         for clock, seconds in runs:
             self._table.add(clock, total=seconds, slowness=seconds / self._table.reference)
-        pairs = _Pairs.joined([self._compare(batch.images, batch) for batch in self._batches])
+        pairs = Pairs.joined([self._compare(batch.images, batch) for batch in self._batches])
         return self._measurement(pairs, timing, timing.median, memory.megabytes)
 
     def evaluate(self, policy: Policy, *, stop: Stop) -> Evaluation:
         parts, times = [], []
-        with PeakMemory(self._backbone.device) as memory:
+        with self._memory_where_limited() as memory:
             for batch in self._batches:
                 images, seconds = self._run(policy, batch.work)
                 parts.append(self._compare(images, batch))
                 times.append(seconds)
                 if len(parts) == 1:
-                    first = self._estimated(policy, parts, times, 0.0)
+                    first = self._estimated(policy, parts, times)
                     reason = stop(first)
                     if reason:
                         return Evaluation(first, first, reason)
-        if self._settings.latency.name == "table":
-            return Evaluation(first, self._estimated(policy, parts, times, memory.megabytes))
-        return Evaluation(first, self._measured(policy, parts, memory.megabytes))
+        table = self._settings.latency.name == "table"
+        measurement = self._estimated(policy, parts, times) if table else self._measured(policy, parts)
+        return Evaluation(first, replace(measurement, peak_memory_mb=memory and memory.megabytes))
 
     def validate(self, policies: Mapping[str, Policy], *, step: Callable[[], bool]) -> dict[str, Measurement]:
         seed = self._settings.seed + self._settings.quality.held_out_seed
         works = self._split(self._quality.prompts("held_out", self._settings.quality.held_out_prompts), seed)
-        tally = _Tally(list(policies))
+        tally = Tally(list(policies))
+        self._prefixes.clear()
         self._generate(None, works[0])
         for name, policy in policies.items():
             with PeakMemory(self._backbone.device) as memory:
@@ -152,7 +143,7 @@ class GenerationEvaluator:
         for turn in range(self.validation_steps()):
             work = works[turn % len(works)]
             images, seconds = self._timed(None, work)
-            batch, times = self._paired(work, images), {_DENSE: seconds}
+            batch, times = self._paired(work, images), {DENSE: seconds}
             for name in tally.order(turn):
                 images, times[name] = self._timed(policies[name], work)
                 if turn < len(works):
@@ -161,7 +152,7 @@ class GenerationEvaluator:
                 tally.add(times)
             if not step() and turn + 1 >= self._settings.latency.rounds:
                 break
-        dense = Timing.of(tally.seconds[_DENSE]).median
+        dense = Timing.of(tally.seconds[DENSE]).median
         return {name: replace(self._tallied(tally, name, dense), seed=seed) for name in policies}
 
     def validation_steps(self) -> int:
@@ -178,31 +169,50 @@ class GenerationEvaluator:
         return self._table.to_plain() if self._table else {}
 
     def _run(self, policy: Policy, work: _Work) -> tuple[Tensor, float | None]:
-        """Returns images and seconds at the table's moment, None for a batch that is not full.
+        """Returns images, and of an adaptive policy on a full batch the seconds at the table's moment.
 
-        What an adaptive policy runs depends on the data: it enters no table, and dense runs beside it say how slow it was.
+        What such a policy runs depends on the data: it enters no table, and dense runs beside it say how slow it was.
         """
         clock = ScaleClock(self._backbone.device)
-        images, seconds = self._timed(policy, work, clock)
+        prefix = self._prefix(policy, work)
+        images, seconds = self._timed(policy, work, clock, prefix)
         if not self._full(work):
             return images, None
         if policy.adaptive:
-            return images, seconds / self._dense_slowness()
-        slowness = self._table.slowness(clock, total=seconds) or self._dense_slowness()
-        self._table.add(clock, total=seconds, slowness=slowness)
-        return images, seconds / slowness
+            return images, seconds / self._slowness()
+        total = seconds if prefix is None else None
+        self._table.add(clock, total=total, slowness=self._table.slowness(clock, total=total) or self._slowness())
+        return images, None
 
-    def _dense_slowness(self) -> float:
-        """Times dense on the next search batch and returns how slow it was; the run enters the table too."""
+    def _prefix(self, policy: Policy, work: _Work) -> Snapshot | None:
+        def record() -> DensePrefix:
+            return record_prefix(
+                self._backbone, self._quality.texts(work.prompts), seed=work.seed, sampling=self._sampling(work)
+            )
+
+        plan = compile_plan(policy, policy.scale_schedule, policy.depth)
+        return self._prefixes.start(work.first_sample, plan, record)
+
+    def _slowness(self) -> float:
+        """Returns how slow the machine is now: a late scale of a dense run is timed, where its prefix is known, or all."""
         full = [batch.work for batch in self._batches if self._full(batch.work)]
         work, self._turn = full[self._turn % len(full)], self._turn + 1
+        backbone, clock = self._backbone, ScaleClock(self._backbone.device)
+        schedule = backbone.scale_schedule()
+        short = Policy(backbone.name, backbone.depth, schedule, skip_last=PROBE_FROM_END)
+        prefix = self._prefix(short, work)
+        if prefix is not None:
+            self._timed(short, work, clock, prefix)
+            slowness = self._table.slowness(clock)
+            if slowness is not None:
+                return slowness
         clock = ScaleClock(self._backbone.device)
         _, seconds = self._timed(None, work, clock)
         slowness = seconds / self._table.reference
         self._table.add(clock, total=seconds, slowness=slowness)
         return slowness
 
-    def _estimated(self, policy: Policy, parts: list[_Pairs], times: list[float | None], memory: float) -> Measurement:
+    def _estimated(self, policy: Policy, parts: list[Pairs], times: list[float | None]) -> Measurement:
         """Returns a measurement whose latencies are sums of the table, for an adaptive policy the corrected runs' own."""
         schedule, depth = policy.scale_schedule, policy.depth
         dense, _ = self._table.estimate(compile_plan(None, schedule, depth))
@@ -210,18 +220,18 @@ class GenerationEvaluator:
             timing = Timing.of([seconds for seconds in times if seconds is not None])
         else:
             timing = Timing(*self._table.estimate(compile_plan(policy, schedule, depth)), ())
-        return replace(self._measurement(_Pairs.joined(parts), timing, dense, memory), latency_source="table")
+        return replace(self._measurement(Pairs.joined(parts), timing, dense), latency_source="table")
 
-    def _measured(self, policy: Policy, parts: list[_Pairs], memory: float) -> Measurement:
+    def _measured(self, policy: Policy, parts: list[Pairs]) -> Measurement:
         work, latency = self._batches[0].work, self._settings.latency
-        runs = {_DENSE: partial(self._generate, None, work), "policy": partial(self._generate, policy, work)}
+        runs = {DENSE: partial(self._generate, None, work), "policy": partial(self._generate, policy, work)}
         timings = interleaved(runs, rounds=latency.rounds, warm_up=latency.warm_up, device=self._backbone.device)
-        return self._measurement(_Pairs.joined(parts), timings["policy"], timings[_DENSE].median, memory)
+        return self._measurement(Pairs.joined(parts), timings["policy"], timings[DENSE].median)
 
-    def _tallied(self, tally: "_Tally", name: str, dense: float) -> Measurement:
-        return self._measurement(_Pairs.joined(tally.parts[name]), Timing.of(tally.seconds[name]), dense, tally.peaks[name])
+    def _tallied(self, tally: Tally, name: str, dense: float) -> Measurement:
+        return self._measurement(Pairs.joined(tally.parts[name]), Timing.of(tally.seconds[name]), dense, tally.peaks[name])
 
-    def _measurement(self, pairs: _Pairs, timing: Timing, dense_latency: float, memory: float) -> Measurement:
+    def _measurement(self, pairs: Pairs, timing: Timing, dense_latency: float, memory: float | None = None) -> Measurement:
         ssim = float(pairs.ssim.mean())
         return Measurement(
             latency=timing.median,
@@ -245,18 +255,28 @@ class GenerationEvaluator:
     def _paired(self, work: _Work, images: Tensor) -> _Batch:
         return _Batch(work, images, self._quality.score(images, work.prompts))
 
-    def _compare(self, images: Tensor, batch: _Batch) -> _Pairs:
+    def _compare(self, images: Tensor, batch: _Batch) -> Pairs:
         near = similarity(images, batch.images)
         score = self._quality.score(images, batch.work.prompts)
-        return _Pairs(near.ssim.numpy().astype(float), near.psnr.numpy().astype(float), score, batch.score)
+        return Pairs(near.ssim.numpy().astype(float), near.psnr.numpy().astype(float), score, batch.score)
 
-    def _timed(self, policy: Policy | None, work: _Work, clock: ScaleClock | None = None) -> tuple[Tensor, float]:
-        return timed(lambda: self._generate(policy, work, clock), self._backbone.device)
+    def _timed(
+        self, policy: Policy | None, work: _Work, clock: ScaleClock | None = None, start: Snapshot | None = None
+    ) -> tuple[Tensor, float]:
+        return timed(lambda: self._generate(policy, work, clock, start), self._backbone.device)
 
-    def _generate(self, policy: Policy | None, work: _Work, clock: ScaleClock | None = None) -> Tensor:
-        sampling = replace(self._backbone.sampling, first_sample=work.first_sample)
-        texts = self._quality.texts(work.prompts)
-        return generate(self._backbone, texts, policy=policy, seed=work.seed, sampling=sampling, observer=clock)
+    def _generate(
+        self, policy: Policy | None, work: _Work, clock: ScaleClock | None = None, start: Snapshot | None = None
+    ) -> Tensor:
+        texts, sampling = self._quality.texts(work.prompts), self._sampling(work)
+        return generate(self._backbone, texts, policy=policy, seed=work.seed, sampling=sampling, observer=clock, start=start)
+
+    def _sampling(self, work: _Work) -> Sampling:
+        return replace(self._backbone.sampling, first_sample=work.first_sample)
+
+    def _memory_where_limited(self) -> AbstractContextManager[PeakMemory | None]:
+        limited = self._settings.quality.max_memory_mb is not None
+        return PeakMemory(self._backbone.device) if limited else nullcontext()
 
     def _split(self, prompts: Sequence[object], seed: int) -> list[_Work]:
         size = self._settings.latency.batch
@@ -265,23 +285,3 @@ class GenerationEvaluator:
     def _full(self, work: _Work) -> bool:
         """Returns whether a batch is of the size that latencies refer to; the last one may be smaller."""
         return work.first_sample == 0 or len(work.prompts) == self._settings.latency.batch
-
-
-class _Tally:
-    """What accumulates over the rounds of a validation, by policy name; dense seconds under _DENSE."""
-
-    def __init__(self, names: list[str]) -> None:
-        self._names = names
-        self.seconds: dict[str, list[float]] = {name: [] for name in (_DENSE, *names)}
-        self.parts: dict[str, list[_Pairs]] = {name: [] for name in names}
-        self.peaks = dict.fromkeys(names, 0.0)
-
-    def order(self, turn: int) -> list[str]:
-        """Returns the names, beginning with another one each round."""
-        shift = turn % len(self._names)
-        return self._names[shift:] + self._names[:shift]
-
-    def add(self, times: Mapping[str, float]) -> None:
-        """Adds one round of seconds."""
-        for name, seconds in times.items():
-            self.seconds[name].append(seconds)

@@ -7,6 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from autoprune.errors import unknown_name
+from autoprune.measure.device import one_blas_thread
 from autoprune.search.settings import QualitySettings
 from autoprune.testbed.captions import Prompt, prompt_set
 from autoprune.testbed.score import score_images
@@ -38,7 +39,8 @@ class SceneQuality:
 
     def score(self, images: Tensor, prompts: Sequence[Prompt]) -> np.ndarray:
         """Returns 1.0 for a right and 0.0 for a wrong image, [B]."""
-        return score_images(images, prompts, threshold=self._threshold).correct.astype(float)
+        with one_blas_thread():
+            return score_images(images, prompts, threshold=self._threshold).correct.astype(float)
 
 
 QUALITIES = {"scenes": SceneQuality}

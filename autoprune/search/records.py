@@ -17,7 +17,7 @@ class Measurement:
     Latencies are seconds per batch: `latency` the median, `latency_spread` half the interquartile range. `loss` is
     1 - SSIM against the dense images (0 is dense), `psnr` is in dB. `score_drop` is the paired mean of dense minus
     pruned scene score (positive is worse) with its 95 % interval. `latency_source` is `measured` for real interleaved
-    runs and `table` for an estimate summed from per-scale times.
+    runs and `table` for an estimate summed from per-scale times. `peak_memory_mb` is None where nothing limits it in trials.
     """
 
     latency: float
@@ -31,7 +31,7 @@ class Measurement:
     score: float
     score_drop: float
     score_drop_interval: tuple[float, float]
-    peak_memory_mb: float
+    peak_memory_mb: float | None
     prompts: int
     seed: int
     batch: int

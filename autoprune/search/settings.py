@@ -87,7 +87,10 @@ class BudgetSettings:
 
 @dataclass(frozen=True)
 class StudySettings:
-    """Everything a study needs besides the backbone. `directory`/`name` is the study folder."""
+    """Everything a study needs besides the backbone. `directory`/`name` is the study folder.
+
+    Trials start where dense runs of their prompts had got to; what that takes is at most `shared_prefix_mb`, 0 for none.
+    """
 
     directory: Path
     name: str
@@ -98,11 +101,20 @@ class StudySettings:
     quality: QualitySettings = field(default_factory=QualitySettings)
     budget: BudgetSettings = field(default_factory=BudgetSettings)
     discard: bool = True
+    shared_prefix_mb: int = 2048
+
+    def __post_init__(self) -> None:
+        _at_least("study.shared_prefix_mb", self.shared_prefix_mb, 0)
 
     @property
     def folder(self) -> Path:
         """Returns the study folder."""
         return Path(self.directory) / self.name
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """Returns whether trials share early scales: not where their own peak memory counts."""
+        return self.shared_prefix_mb > 0 and self.quality.max_memory_mb is None
 
     def measurement_identity(self) -> dict[str, object]:
         """Returns what must be equal for two runs' numbers to belong to one study (budget and sampler may differ)."""
