@@ -66,7 +66,7 @@ def _search(run: "RunSettings") -> None:
     from autoprune.search.progress import RichProgress
     from autoprune.search.report import write_report
     from autoprune.search.study import run_study
-    from autoprune.search.tables import relative, result_table
+    from autoprune.search.tables import findings, relative, result_table
 
     choice = run.backbone
     backbone = load_backbone(choice.name, weights=choice.weights, device=choice.device, dtype=choice.dtype)
@@ -84,6 +84,8 @@ def _search(run: "RunSettings") -> None:
         tracker.close()
     console = Console(width=None if sys.stdout.isatty() else 110)
     console.print(result_table(result))
+    for sentence in findings(result):
+        console.print(sentence)
     plot, pictures = relative(files.pareto_image), relative(result.directory / "pictures-*.png")
     console.print(f"Pareto plot: {plot} (and .html); pictures: {pictures}")
 

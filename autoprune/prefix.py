@@ -11,7 +11,7 @@ from torch import Tensor
 
 from autoprune.backbones import Backbone, Sampling
 from autoprune.generation import Observer, generate_latent, resolve
-from autoprune.policy import KeyRule
+from autoprune.policy import KeyRule, Policy
 from autoprune.pruning.plan import WHOLE_SCALE, Plan, ScalePlan, chunk_site, compile_plan
 from autoprune.pruning.signals import LATENT
 from autoprune.rules import BranchRule
@@ -26,7 +26,7 @@ class DensePrefix:
 
     def start(self, plan: Plan) -> Snapshot | None:
         """Returns where a generation of this plan may begin, None where it must run in full."""
-        agreed = 0 if plan.policy.adaptive or plan.keys != KeyRule() else _dense_scales(plan)
+        agreed = 0 if plan.keys != KeyRule() else min(_dense_scales(plan), _undecided_scales(plan.policy))
         while agreed and not plan.scales[agreed - 1].records <= {LATENT}:
             agreed -= 1  # what a later scale asks of this one is not in the snapshots
         return self.snapshots[agreed - 1] if agreed else None
@@ -61,6 +61,18 @@ def _dense_scales(plan: Plan) -> int:
     """Returns how many scales from the first run as in a dense plan, at least one fewer than all."""
     changed = (scale.index for scale in plan.scales if scale.pruning or scale.branch != "both" or scale.group)
     return next(changed, len(plan.scales) - 1)
+
+
+def _undecided_scales(policy: Policy) -> int:
+    """Returns how many scales from the first run before anything depends on the data; none where samples are split up."""
+    if policy.adaptive and policy.batch == "split":
+        return 0
+    decides = [len(policy.scale_schedule)]
+    if policy.guidance.branch == "adaptive":
+        decides.append(policy.guidance.from_scale)
+    decides += [rule.from_scale for rule in [policy.stop] if rule]
+    decides += [rule.scale for rule in [policy.probe] if rule]
+    return min(decides)
 
 
 def _recording(plan: Plan) -> Plan:

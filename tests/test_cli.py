@@ -123,7 +123,7 @@ def test_ctrl_c_keeps_the_trials_and_the_same_command_goes_on(tmp_path):
     done = run("autoprune", *SMALL, f"study.dir={tmp_path}", "study.name=study", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert trials.read_text().splitlines()[1] == before and rows(trials) == 6
-    for name in ("front.json", "pareto.png", "pareto.html"):
+    for name in ("front.json", "pareto.png", "pareto.html", "dimensions.png"):
         assert (trials.parent / name).stat().st_size > 0
 
 

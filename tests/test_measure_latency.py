@@ -6,21 +6,14 @@ import time
 import pytest
 import torch
 
-from autoprune.backbones import load_backbone
+from autoprune.backbones import Backbone, load_backbone
 from autoprune.generation import generate
-from autoprune.measure.latency import REST, LatencyTable, ScaleClock, Timing, interleaved, scale_key, timed
+from autoprune.measure.latency import REST, LatencyTable, ScaleClock, Timing, interleaved, plan_keys, scale_key, timed
 from autoprune.measure.memory import PeakMemory
 from autoprune.policy import BranchRule, Policy, ScalePruning
-from autoprune.pruning.plan import compile_plan
+from autoprune.pruning.plan import Plan, compile_plan
 
 CPU = torch.device("cpu")
-
-
-class FakeClock:
-    """What a ScaleClock holds after a generation."""
-
-    def __init__(self, seconds: dict[str, float]) -> None:
-        self.seconds = seconds
 
 
 def plan_of(**decisions: object):  # noqa: ANN201
@@ -57,45 +50,70 @@ def test_keys_tell_apart_what_costs_differently_and_share_what_does_not() -> Non
     assert scale_key(few[2]) != scale_key(half[2])
 
 
+def runs_of(plan: Plan, seconds: tuple[float, ...]) -> list[tuple[str, float]]:
+    return list(zip(plan_keys(plan), seconds, strict=True))
+
+
 def test_the_table_sums_medians_and_divides_out_what_slowed_dense() -> None:
-    keys = [scale_key(scale) for scale in plan_of().scales]
     table = LatencyTable(reference=1.0)
-    assert table.estimate(plan_of()) is None
+    assert table.total(plan_keys(plan_of())) is None
     for slow in (1.0, 2.0, 1.5):
-        clock = FakeClock({key: slow * seconds for key, seconds in zip(keys, (0.1, 0.2, 0.4), strict=True)})
-        table.add(clock, total=1.0 * slow, slowness=slow)
-    latency, spread = table.estimate(plan_of())
+        table.add(runs_of(plan_of(), (slow * 0.1, slow * 0.2, slow * 0.4, slow * 0.3)), slowness=slow)
+    latency, spread = table.total(plan_keys(plan_of()))
     assert latency == pytest.approx(1.0) and spread == pytest.approx(0.0, abs=1e-9)
-    assert table.estimate(plan_of(skip_last=1))[0] == pytest.approx(0.6)
-    assert table.estimate(plan_of(scales={2: ScalePruning(0.5, 1)})) is None
+    assert table.total(plan_keys(plan_of(skip_last=1)))[0] == pytest.approx(0.6)
+    assert table.total(plan_keys(plan_of(scales={2: ScalePruning(0.5, 1)}))) is None
     again = LatencyTable.from_plain(table.to_plain())
-    assert again.estimate(plan_of()) == table.estimate(plan_of()) and REST in again.to_plain()["samples"]
+    assert again.total(plan_keys(plan_of())) == (latency, spread) and REST in again.to_plain()["samples"]
 
 
 def test_known_scales_say_how_slow_the_machine_is() -> None:
-    keys = [scale_key(scale) for scale in plan_of().scales]
+    first, second, third, rest = plan_keys(plan_of())
     table = LatencyTable(reference=1.0)
-    times = dict(zip(keys, (0.1, 0.2, 0.4), strict=True))
-    assert table.slowness(FakeClock(times), total=1.0) is None, "an empty table knows nothing"
+    times = runs_of(plan_of(), (0.1, 0.2, 0.4, 0.3))
+    assert table.slowness(times) is None, "an empty table knows nothing"
     for _ in range(2):
-        table.add(FakeClock(times), total=1.0, slowness=1.0)
-    fresh = FakeClock({keys[0]: 0.2, keys[1]: 0.4, "unknown": 5.0})
-    assert table.slowness(fresh, total=6.2) is None, "0.2, 0.4 and the rest 0.6 are less than 30 % of the run"
-    fresh = FakeClock({keys[0]: 0.2, keys[1]: 0.4, "unknown": 0.8})
-    assert table.slowness(fresh, total=2.0) == pytest.approx(2.0)
+        table.add(times, slowness=1.0)
+    fresh = [(first, 0.2), (second, 0.4), ("unknown", 5.0), (rest, 0.6)]
+    assert table.slowness(fresh) is None, "0.2, 0.4 and the rest 0.6 are less than 30 % of the run"
+    assert table.slowness([(first, 0.2), (second, 0.4), ("unknown", 0.8), (rest, 0.6)]) == pytest.approx(2.0)
 
 
-def test_the_clock_stamps_every_scale_that_runs() -> None:
+@pytest.fixture
+def random_backbone():  # noqa: ANN201
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    backbone = load_backbone("tiny", weights="random")
-    policy = Policy("tiny", backbone.depth, backbone.scale_schedule(), scales={5: ScalePruning(0.5, 4)}, skip_last=1)
-    clock = ScaleClock(CPU)
-    _, total = timed(lambda: generate(backbone, ["a red circle"], policy=policy, observer=clock), CPU)
+    yield load_backbone("tiny", weights="random")
     torch.set_num_threads(threads)
-    plan = compile_plan(policy, policy.scale_schedule, policy.depth)
-    assert list(clock.seconds) == [scale_key(scale) for scale in plan.scales]
-    assert all(seconds > 0 for seconds in clock.seconds.values()) and sum(clock.seconds.values()) < total
+
+
+def clocked(backbone: Backbone, prompts: int = 1, **decisions: object) -> tuple[ScaleClock, float, Plan]:
+    policy = Policy("tiny", backbone.depth, backbone.scale_schedule(), **decisions)
+    clock, texts = ScaleClock(CPU, prompts), ["a red circle"] * prompts
+    _, total = timed(lambda: generate(backbone, texts, policy=policy, observer=clock), CPU)
+    return clock, total, compile_plan(policy, policy.scale_schedule, policy.depth)
+
+
+def test_the_clock_stamps_every_scale_that_runs(random_backbone) -> None:  # noqa: ANN001
+    clock, total, plan = clocked(random_backbone, scales={5: ScalePruning(0.5, 4)}, skip_last=1)
+    assert clock.keys == plan_keys(plan)[:-1]
+    assert all(seconds > 0 for _, seconds in clock.runs) and clock.seconds < total
+
+
+def test_the_clock_names_what_data_decided_as_what_ran(random_backbone) -> None:  # noqa: ANN001
+    alone, _, plan = clocked(random_backbone, guidance=BranchRule("cond", 5))
+    dropped, _, _ = clocked(random_backbone, guidance=BranchRule("adaptive", 4, threshold=1e9))
+    kept, _, _ = clocked(random_backbone, guidance=BranchRule("adaptive", 4, threshold=0.0))
+    assert dropped.keys == alone.keys == plan_keys(plan)[:-1] != kept.keys
+    at_most = ScalePruning(0.5, granularity="scale", restorer="zero_residual", select="threshold", threshold=1e9, floor=0.1)
+    few, _, _ = clocked(random_backbone, scales={6: at_most})
+    assert "kept25" in few.keys[-1]
+
+
+def test_samples_that_go_alone_have_keys_of_their_own(random_backbone) -> None:  # noqa: ANN001
+    clock, _, plan = clocked(random_backbone, prompts=2, guidance=BranchRule("adaptive", 4, threshold=0.0), batch="split")
+    assert len(clock.runs) == 14 and all("/alone" in key for key in clock.keys)
+    assert plan_keys(plan)[-1].endswith("/alone")
 
 
 def test_peak_memory_sees_what_was_allocated_inside() -> None:

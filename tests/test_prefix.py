@@ -63,6 +63,8 @@ CASES = {
     "branch": ({"guidance": BranchRule("cond", 4)}, [4, 5, 6]),
     "extrapolated": ({"guidance": BranchRule("cond", 5, "extrapolate"), "skip_last": 1}, [5]),
     "group": ({"group_from": 4}, [4, 5, 6]),
+    "adaptive guidance": ({"guidance": BranchRule("adaptive", 4, threshold=1e9)}, [4, 5, 6]),
+    "stop": ({"stop": StopRule(5, threshold=0.1, share=0.5)}, [5, 6]),
     "asks the scale before": ({"scales": {6: ScalePruning(keep=0.5, cache_scale=5, scorer={"delta": 1.0})}}, [5, 6]),
 }
 
@@ -73,7 +75,10 @@ def test_a_start_from_the_prefix_is_bit_identical_and_runs_the_rest_only(backbon
     assert scales_run(backbone, policy_for(backbone, **decisions), prefix) == expected
 
 
-@pytest.mark.parametrize("decisions", [{"keys": KeyRule(1, 2)}, {"stop": StopRule(5, threshold=0.1, share=0.5)}])
+SPLIT = {"guidance": BranchRule("adaptive", 4, threshold=1e9), "batch": "split"}
+
+
+@pytest.mark.parametrize("decisions", [{"keys": KeyRule(1, 2)}, SPLIT])
 def test_what_reaches_back_into_the_prefix_runs_in_full(backbone, prefix, decisions: dict) -> None:  # noqa: ANN001
     assert scales_run(backbone, policy_for(backbone, **decisions), prefix)[0] == 0
 

@@ -23,6 +23,7 @@ def record(tracker: NullTracker, folder: Path) -> None:
     result = study_result(folder)
     files = ReportFiles(
         pareto_image=save_pareto_image(result, folder / "pareto.png"),
+        dimensions_image=folder / "pareto.png",
         pareto_page=save_pareto_page(result, folder / "pareto.html"),
         picture_grids=(folder / "pareto.png",),
         policies=tuple(member.policy_path for member in result.front if member.policy_path),

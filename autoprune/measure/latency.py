@@ -6,7 +6,7 @@ the table is divided by how slow the machine was: known scales of the same run s
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ from autoprune.measure.statistics import median_and_spread
 from autoprune.pruning.plan import Plan, ScalePlan
 
 REST = "rest"
+Runs = Sequence[tuple[str, float]]
 KNOWN_SHARE = 0.3  # of a run's seconds, below which known scales say too little about how slow the machine is
 
 
@@ -59,37 +60,75 @@ def interleaved(
 
 
 class ScaleClock(Observer):
-    """Stamps the seconds of every scale of one generation; what is left of the whole is text and decoding."""
+    """Stamps the seconds of every scale of one generation of `batch` prompts, in `runs` by what really ran.
 
-    def __init__(self, device: torch.device) -> None:
-        self._device, self._started = device, 0.0
-        self.seconds: dict[str, float] = {}
+    What is left of the whole is text, decoding and, where policies have them, decisions between scales.
+    """
+
+    def __init__(self, device: torch.device, batch: int) -> None:
+        self._device, self._batch, self._started = device, batch, 0.0
+        self._rows = self._tokens = 0
+        self.runs: list[tuple[str, float]] = []
 
     def scale_started(self, scale: ScalePlan) -> None:
         synchronise(self._device)
         self._started = time.perf_counter()
 
+    def chunk_done(self, scale: ScalePlan, chunk: int, x: Tensor) -> None:
+        self._rows, self._tokens = x.shape[:2]
+
     def scale_done(self, scale: ScalePlan, logits: Tensor, bits: Tensor, latent: Tensor) -> None:
         synchronise(self._device)
         now = time.perf_counter()
-        self.seconds[scale_key(scale)] = now - self._started
+        key = scale_key(
+            scale,
+            both=self._rows > len(logits),
+            kept=self._tokens if scale.whole and not scale.group else scale.kept,
+            alone=len(logits) < self._batch,
+        )
+        self.runs.append((key, now - self._started))
         self._started = now  # scales of a group follow without a start of their own
 
+    @property
+    def keys(self) -> list[str]:
+        """Returns what ran, in order."""
+        return [key for key, _ in self.runs]
 
-def scale_key(scale: ScalePlan) -> str:
+    @property
+    def seconds(self) -> float:
+        """Returns the seconds of all scales together."""
+        return sum(seconds for _, seconds in self.runs)
+
+
+def scale_key(scale: ScalePlan, *, both: bool | None = None, kept: int | None = None, alone: bool = False) -> str:
     """Returns what decides a scale's time: its index, kept tokens, rows, and how it is pruned.
 
+    `both`, `kept` and `alone` (one sample of a split batch) are what ran where data decided; by default what the plan says.
     The number of keys that earlier scales left is not part of it; its effect is within the table's reported error.
     """
-    parts = [f"scale{scale.index}", f"kept{scale.kept}", "both" if scale.branch == "both" else "single"]
+    both = scale.branch == "both" if both is None else both
+    parts = [f"scale{scale.index}", f"kept{scale.kept if kept is None else kept}", "both" if both else "single"]
+    if alone:
+        parts.append("alone")
     if scale.group:
         parts.append("group" + "+".join(map(str, scale.group)))
     if scale.pruning is not None:
         rule = scale.pruning
-        kept = f"chunks{'-'.join(map(str, scale.kept_chunks))}" if scale.kept_chunks else f"sites{len(scale.pruned_sites)}"
+        chunked = f"chunks{'-'.join(map(str, scale.kept_chunks))}" if scale.kept_chunks else f"sites{len(scale.pruned_sites)}"
         scorer = "+".join(sorted(rule.scorer))
-        parts += [scorer, rule.granularity, kept, rule.rows, rule.reducer, rule.restorer, rule.interpolation]
+        parts += [scorer, rule.granularity, chunked, rule.rows, rule.reducer, rule.restorer, rule.interpolation]
     return "/".join(parts)
+
+
+def rest_key(plan: Plan) -> str:
+    """Returns the key of what a generation does outside its scales."""
+    policy = plan.policy
+    return REST + "/probe" * bool(policy.probe) + "/alone" * (policy.adaptive and policy.batch == "split")
+
+
+def plan_keys(plan: Plan) -> list[str]:
+    """Returns the keys of everything a plan runs, where nothing depends on the data."""
+    return [*map(scale_key, plan.scales), rest_key(plan)]
 
 
 class LatencyTable:
@@ -102,34 +141,31 @@ class LatencyTable:
         self.reference = reference
         self._samples: dict[str, list[float]] = defaultdict(list)
 
-    def slowness(self, clock: ScaleClock, *, total: float | None = None) -> float | None:
-        """Returns how slow the machine was in a run, 1 being the table's moment, from the scales the table knows.
+    def slowness(self, runs: Runs) -> float | None:
+        """Returns how slow the machine was in runs (key, seconds), 1 being the table's moment, from the keys it knows.
 
-        `total` is the seconds of a whole run, None for one that began at a later scale. None is returned where known scales
-        are less than KNOWN_SHARE of the run.
+        None where known keys are less than KNOWN_SHARE of the seconds.
         """
-        seconds = self._all_seconds(clock, total)
-        known = {key: median_and_spread(self._samples[key])[0] for key in seconds if len(self._samples.get(key, ())) > 1}
-        share = sum(seconds[key] for key in known)
-        return share / sum(known.values()) if share > KNOWN_SHARE * sum(seconds.values()) else None
+        known = [(seconds, self._median(key)) for key, seconds in runs if len(self._samples.get(key, ())) > 1]
+        share = sum(seconds for seconds, _ in known)
+        enough = share > KNOWN_SHARE * sum(seconds for _, seconds in runs)
+        return share / sum(median for _, median in known) if enough else None
 
-    def add(self, clock: ScaleClock, *, total: float | None = None, slowness: float) -> None:
-        """Enters one generation, of `total` seconds unless it began at a later scale."""
-        for key, seconds in self._all_seconds(clock, total).items():
+    def add(self, runs: Runs, *, slowness: float) -> None:
+        """Enters runs (key, seconds) of one generation."""
+        for key, seconds in runs:
             self._samples[key].append(seconds / slowness)
 
-    @staticmethod
-    def _all_seconds(clock: ScaleClock, total: float | None) -> dict[str, float]:
-        rest = {} if total is None else {REST: total - sum(clock.seconds.values())}
-        return clock.seconds | rest
-
-    def estimate(self, plan: Plan) -> tuple[float, float] | None:
-        """Returns the summed median and the spread in seconds per batch, None while a scale was never run."""
-        keys = [scale_key(scale) for scale in plan.scales] + [REST]
+    def total(self, keys: Iterable[str]) -> tuple[float, float] | None:
+        """Returns the summed median and the spread in seconds per batch, None while one of the keys was never run."""
+        keys = list(keys)
         if any(key not in self._samples for key in keys):
             return None
         parts = [median_and_spread(self._samples[key]) for key in keys]
         return sum(median for median, _ in parts), sum(spread**2 for _, spread in parts) ** 0.5
+
+    def _median(self, key: str) -> float:
+        return median_and_spread(self._samples[key])[0]
 
     def to_plain(self) -> dict[str, object]:
         """Returns the table as JSON values."""

@@ -25,3 +25,11 @@ def discard_reason(first: Measurement, rivals: Iterable[Measurement], quality: Q
     if any(rival.latency < latency and rival.loss < loss for rival in rivals):
         return "slower and further from dense than a known policy on the first prompts"
     return ""
+
+
+def constraint_values(measurement: Measurement, quality: QualitySettings) -> dict[str, float]:
+    """Returns the constraints of a study, each at most 0 where it holds."""
+    values = {"score_drop": measurement.score_drop - quality.max_score_drop}
+    if quality.max_memory_mb is not None:
+        values["memory_mb"] = measurement.peak_memory_mb - quality.max_memory_mb
+    return values

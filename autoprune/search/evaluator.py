@@ -11,13 +11,13 @@ from torch import Tensor
 
 from autoprune.backbones import Backbone, Sampling
 from autoprune.generation import generate
-from autoprune.measure.latency import LatencyTable, ScaleClock, Timing, interleaved, timed
+from autoprune.measure.latency import LatencyTable, ScaleClock, Timing, interleaved, plan_keys, rest_key, timed
 from autoprune.measure.memory import PeakMemory
 from autoprune.measure.quality import similarity
 from autoprune.measure.statistics import paired_interval
 from autoprune.policy import Policy
 from autoprune.prefix import DensePrefix, record_prefix
-from autoprune.pruning.plan import compile_plan
+from autoprune.pruning.plan import Plan, compile_plan
 from autoprune.search.quality import make_quality
 from autoprune.search.records import Measurement
 from autoprune.search.settings import StudySettings
@@ -92,6 +92,7 @@ class GenerationEvaluator:
         self._quality = make_quality(settings.quality)
         self._batches: list[_Batch] = []
         self._turn = 0
+        self._asked: float | None = None
         self._table = table
         self._prefixes = SharedPrefixes(settings.shared_prefix_mb if settings.shares_prefixes else 0)
 
@@ -100,34 +101,34 @@ class GenerationEvaluator:
         works = self._split(prompts, self._settings.seed)
         with PeakMemory(self._backbone.device) as memory:
             self._generate(None, works[0])
-        runs = []
+        full = []
         for work in works:
-            clock = ScaleClock(self._backbone.device)
-            images, seconds = self._timed(None, work, clock)
+            images, runs = self._timed_by_scale(None, work)
             self._batches.append(self._paired(work, images))
             if self._full(work):
-                runs.append((clock, seconds))
-        timing = Timing.of([seconds for _, seconds in runs])
+                full.append(runs)
+        timing = Timing.of([sum(seconds for _, seconds in runs) for runs in full])
         self._table = self._table or LatencyTable(timing.median)
-        for clock, seconds in runs:
-            self._table.add(clock, total=seconds, slowness=seconds / self._table.reference)
+        for runs, seconds in zip(full, timing.samples, strict=True):
+            self._table.add(runs, slowness=seconds / self._table.reference)
         pairs = Pairs.joined([self._compare(batch.images, batch) for batch in self._batches])
         return self._measurement(pairs, timing, timing.median, memory.megabytes)
 
     def evaluate(self, policy: Policy, *, stop: Stop) -> Evaluation:
-        parts, times = [], []
+        parts, ran = [], []
+        self._asked = None
         with self._memory_where_limited() as memory:
             for batch in self._batches:
-                images, seconds = self._run(policy, batch.work)
+                images, keys = self._run(policy, batch.work)
                 parts.append(self._compare(images, batch))
-                times.append(seconds)
+                ran += [keys] if keys else []
                 if len(parts) == 1:
-                    first = self._estimated(policy, parts, times)
+                    first = self._estimated(parts, ran)
                     reason = stop(first)
                     if reason:
                         return Evaluation(first, first, reason)
         table = self._settings.latency.name == "table"
-        measurement = self._estimated(policy, parts, times) if table else self._measured(policy, parts)
+        measurement = self._estimated(parts, ran) if table else self._measured(policy, parts)
         return Evaluation(first, replace(measurement, peak_memory_mb=memory and memory.megabytes))
 
     def validate(self, policies: Mapping[str, Policy], *, step: Callable[[], bool]) -> dict[str, Measurement]:
@@ -162,64 +163,70 @@ class GenerationEvaluator:
     def estimated_latency(self, policy: Policy) -> float | None:
         if self._settings.latency.name != "table" or policy.adaptive:
             return None
-        estimate = self._table.estimate(compile_plan(policy, policy.scale_schedule, policy.depth))
+        estimate = self._table.total(plan_keys(self._plan(policy)))
         return estimate and estimate[0]
 
     def state(self) -> dict[str, object]:
         return self._table.to_plain() if self._table else {}
 
-    def _run(self, policy: Policy, work: _Work) -> tuple[Tensor, float | None]:
-        """Returns images, and of an adaptive policy on a full batch the seconds at the table's moment.
+    def _run(self, policy: Policy, work: _Work) -> tuple[Tensor, list[str]]:
+        """Returns images and the table's keys of everything a whole generation runs, none for a batch that is not full.
 
-        What such a policy runs depends on the data: it enters no table, and dense runs beside it say how slow it was.
+        Scales that were taken from the dense prefix count as dense ones, what data decided as what really ran.
         """
-        clock = ScaleClock(self._backbone.device)
-        prefix = self._prefix(policy, work)
-        images, seconds = self._timed(policy, work, clock, prefix)
+        plan = self._plan(policy)
+        start = None
+        if not policy.probe:  # it decodes between scales, which only a whole generation times
+            start = self._prefixes.start(work.first_sample, plan, partial(self._recorded, work))
+        images, runs = self._timed_by_scale(policy, work, start)
         if not self._full(work):
-            return images, None
-        if policy.adaptive:
-            return images, seconds / self._slowness()
-        total = seconds if prefix is None else None
-        self._table.add(clock, total=total, slowness=self._table.slowness(clock, total=total) or self._slowness())
-        return images, None
+            return images, []
+        self._table.add(runs, slowness=self._table.slowness(runs) or self._slowness_beside())
+        before = [] if start is None else plan_keys(self._plan(None))[: start.scales]
+        return images, [*before, *(key for key, _ in runs), *([] if start is None else [rest_key(plan)])]
 
-    def _prefix(self, policy: Policy, work: _Work) -> Snapshot | None:
-        def record() -> DensePrefix:
-            return record_prefix(
-                self._backbone, self._quality.texts(work.prompts), seed=work.seed, sampling=self._sampling(work)
-            )
+    def _timed_by_scale(
+        self, policy: Policy | None, work: _Work, start: Snapshot | None = None
+    ) -> tuple[Tensor, list[tuple[str, float]]]:
+        """Returns images and seconds by key; what lies outside the scales only of a generation that ran in full."""
+        clock = ScaleClock(self._backbone.device, len(work.prompts))
+        images, seconds = timed(partial(self._generate, policy, work, clock, start), self._backbone.device)
+        rest = [] if start else [(rest_key(self._plan(policy)), seconds - clock.seconds)]
+        return images, clock.runs + rest
 
-        plan = compile_plan(policy, policy.scale_schedule, policy.depth)
-        return self._prefixes.start(work.first_sample, plan, record)
+    def _recorded(self, work: _Work) -> DensePrefix:
+        texts = self._quality.texts(work.prompts)
+        return record_prefix(self._backbone, texts, seed=work.seed, sampling=self._sampling(work))
+
+    def _slowness_beside(self) -> float:
+        """Returns how slow the machine is, asked once a trial: its scales are known from the third batch on."""
+        self._asked = self._asked or self._slowness()
+        return self._asked
 
     def _slowness(self) -> float:
         """Returns how slow the machine is now: a late scale of a dense run is timed, where its prefix is known, or all."""
         full = [batch.work for batch in self._batches if self._full(batch.work)]
         work, self._turn = full[self._turn % len(full)], self._turn + 1
-        backbone, clock = self._backbone, ScaleClock(self._backbone.device)
-        schedule = backbone.scale_schedule()
-        short = Policy(backbone.name, backbone.depth, schedule, skip_last=PROBE_FROM_END)
-        prefix = self._prefix(short, work)
-        if prefix is not None:
-            self._timed(short, work, clock, prefix)
-            slowness = self._table.slowness(clock)
+        short = Policy(self._backbone.name, self._backbone.depth, self._backbone.scale_schedule(), skip_last=PROBE_FROM_END)
+        start = self._prefixes.start(work.first_sample, self._plan(short), partial(self._recorded, work))
+        if start is not None:
+            slowness = self._table.slowness(self._timed_by_scale(short, work, start)[1])
             if slowness is not None:
                 return slowness
-        clock = ScaleClock(self._backbone.device)
-        _, seconds = self._timed(None, work, clock)
-        slowness = seconds / self._table.reference
-        self._table.add(clock, total=seconds, slowness=slowness)
+        _, runs = self._timed_by_scale(None, work)
+        slowness = sum(seconds for _, seconds in runs) / self._table.reference
+        self._table.add(runs, slowness=slowness)
         return slowness
 
-    def _estimated(self, policy: Policy, parts: list[Pairs], times: list[float | None]) -> Measurement:
-        """Returns a measurement whose latencies are sums of the table, for an adaptive policy the corrected runs' own."""
-        schedule, depth = policy.scale_schedule, policy.depth
-        dense, _ = self._table.estimate(compile_plan(None, schedule, depth))
-        if policy.adaptive:
-            timing = Timing.of([seconds for seconds in times if seconds is not None])
-        else:
-            timing = Timing(*self._table.estimate(compile_plan(policy, schedule, depth)), ())
+    def _plan(self, policy: Policy | None) -> Plan:
+        return compile_plan(policy, self._backbone.scale_schedule(), self._backbone.depth)
+
+    def _estimated(self, parts: list[Pairs], ran: list[list[str]]) -> Measurement:
+        """Returns a measurement whose latency is the sum of the table over what ran, the median over batches."""
+        dense, _ = self._table.total(plan_keys(self._plan(None)))
+        totals = [self._table.total(keys) for keys in ran]
+        timing = Timing.of([seconds for seconds, _ in totals])
+        timing = replace(timing, spread=max(timing.spread, totals[0][1]))
         return replace(self._measurement(Pairs.joined(parts), timing, dense), latency_source="table")
 
     def _measured(self, policy: Policy, parts: list[Pairs]) -> Measurement:
@@ -260,10 +267,8 @@ class GenerationEvaluator:
         score = self._quality.score(images, batch.work.prompts)
         return Pairs(near.ssim.numpy().astype(float), near.psnr.numpy().astype(float), score, batch.score)
 
-    def _timed(
-        self, policy: Policy | None, work: _Work, clock: ScaleClock | None = None, start: Snapshot | None = None
-    ) -> tuple[Tensor, float]:
-        return timed(lambda: self._generate(policy, work, clock, start), self._backbone.device)
+    def _timed(self, policy: Policy | None, work: _Work) -> tuple[Tensor, float]:
+        return timed(partial(self._generate, policy, work), self._backbone.device)
 
     def _generate(
         self, policy: Policy | None, work: _Work, clock: ScaleClock | None = None, start: Snapshot | None = None

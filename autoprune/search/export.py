@@ -4,7 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -71,6 +71,8 @@ def write_front(folder: StudyFolder, result: StudyResult, candidates: Sequence[T
         "members": [_member(member) for member in result.front],
         "rejected": [_member(member) for member in result.rejected],
         "presets": {name: measured.to_plain() for name, measured in result.presets.items()},
+        "rivalry": result.rivalry and asdict(result.rivalry),
+        "dimensions": [asdict(row) for row in result.dimensions],
     }
     return folder.write("front.json", json.dumps(document, indent=2) + "\n")
 

@@ -29,29 +29,31 @@ def hypervolume(points: Iterable[Point], reference: Point) -> float:
     return area
 
 
+def reference_of(points: Iterable[Point]) -> Point:
+    """Returns the corner that areas of these points are measured from: dense latency, a tenth above the largest loss."""
+    return 0.0, 1.1 * max((loss for _, loss in points), default=0.0) + 1e-6
+
+
 def objectives(measurement: Measurement) -> Point:
     """Returns what the sampler minimises: log of latency relative to dense (0 is dense) and loss (0 is dense)."""
     return math.log(measurement.latency / measurement.dense_latency), measurement.loss
 
 
 def search_front(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
-    """Returns the feasible, complete, non-dominated trials that are faster than dense, fastest first; no controls."""
-    candidates = [
-        trial
-        for trial in trials
-        if trial.state == "complete"
-        and trial.feasible
-        and not trial.source.startswith(("control:", "repeat"))
-        and not trial.policy.is_dense()
-        and trial.measurement.speed_up > 1
-    ]
-    return non_dominated(candidates, lambda trial: objectives(trial.measurement))
+    """Returns the non-dominated ones of the trials that may be on a front, fastest first."""
+    return non_dominated(filter(may_lead, trials), lambda trial: objectives(trial.measurement))
+
+
+def may_lead(trial: TrialRecord) -> bool:
+    """Returns whether a trial may be on a front: complete, feasible, faster than dense; no control, no repeat."""
+    counts = trial.state == "complete" and trial.feasible and not trial.source.startswith(("control:", "repeat"))
+    return counts and not trial.policy.is_dense() and trial.measurement.speed_up > 1
 
 
 def most_valuable(trials: Sequence[TrialRecord], count: int) -> list[TrialRecord]:
     """Returns at most `count` members, picked greedily by the hypervolume they add, in the order given."""
     chosen: list[TrialRecord] = []
-    reference = (0.0, max((trial.measurement.loss for trial in trials), default=0.0) * 1.1 + 1e-6)
+    reference = reference_of(objectives(trial.measurement) for trial in trials)
     while len(chosen) < min(count, len(trials)):
         taken = [objectives(trial.measurement) for trial in chosen]
         rest = [trial for trial in trials if trial not in chosen]

@@ -1,6 +1,6 @@
 """Trials in and out of the Optuna journal, the one place a study is stored. Everything a record holds travels along."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import optuna
@@ -55,9 +55,11 @@ class StudyJournal:
         states = (TrialState.WAITING, TrialState.COMPLETE, TrialState.PRUNED)
         return any(trial.user_attrs.get(_SOURCE) == source for trial in self._study.get_trials(deepcopy=False, states=states))
 
-    def vectors(self, numbers: Collection[int]) -> list[dict[str, object]]:
-        """Returns the vectors of the trials with these numbers."""
-        return [dict(trial.params) for trial in self._study.get_trials(deepcopy=False) if trial.number in numbers]
+    def vectors(self, numbers: Iterable[int]) -> dict[int, dict[str, object]]:
+        """Returns the vectors of the trials with these numbers, without those outside the space."""
+        wanted = set(numbers)
+        trials = self._study.get_trials(deepcopy=False)
+        return {trial.number: dict(trial.params) for trial in trials if trial.number in wanted and trial.params}
 
     def ask(self, space: dict[str, BaseDistribution]) -> Trial:
         """Returns the next trial, queued ones first.

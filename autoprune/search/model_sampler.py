@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from torch import Tensor
 
 from autoprune.search.acquisition import expected_improvement, probability_below
-from autoprune.search.front import Point, non_dominated
+from autoprune.search.front import Point, non_dominated, reference_of
 from autoprune.search.gaussian_process import GaussianProcess
 from autoprune.search.neighbour import crossed, mutated, random_vector
 from autoprune.search.space import SearchSpace, Vector
@@ -138,7 +138,7 @@ class _Beliefs:
         )
         feasible = told.feasible()
         self._points = [told.points[index] for index in told.front()]
-        self._reference = (0.0, 1.1 * max((told.points[index][1] for index in feasible), default=float(loss.max())) + 1e-6)
+        self._reference = reference_of(told.points[index] for index in feasible or range(len(told.points)))
 
     def gain(self, vectors: list[Vector]) -> Tensor:
         """Returns expected hypervolume improvement times the probability of keeping the constraint [m]."""

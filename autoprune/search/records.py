@@ -88,6 +88,36 @@ class FrontMember:
 
 
 @dataclass(frozen=True)
+class DimensionRow:
+    """One dimension of a search space over the trials of a study.
+
+    `used` counts trials whose policy has it off its neutral value. `latency` and `loss` are its shares of importance
+    (fANOVA, Hutter et al., ICML 2014: of the variance that a forest fitted to the trials explains), each summing to 1.
+    `owed` is the share of the search front's hypervolume that is gone without the trials that use it: 0 never helped.
+    """
+
+    name: str
+    used: int
+    latency: float
+    loss: float
+    owed: float
+
+
+@dataclass(frozen=True)
+class Rivalry:
+    """The validated front against the presets timed beside it.
+
+    Hypervolumes of what keeps the score budget, from one corner (front.reference_of). `ratios`: by preset that no other
+    preset beats, speed-up of the fastest front member of at most its loss / its own. `best`: the preset of largest hypervolume.
+    """
+
+    front: float
+    presets: float
+    ratios: Mapping[str, float]
+    best: str
+
+
+@dataclass(frozen=True)
 class StudyResult:
     """A finished (or stopped) study.
 
@@ -109,3 +139,5 @@ class StudyResult:
     table_error: float | None = None
     rejected: tuple[FrontMember, ...] = ()
     interrupted: bool = False
+    rivalry: Rivalry | None = None
+    dimensions: tuple[DimensionRow, ...] = ()

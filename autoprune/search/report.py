@@ -1,10 +1,11 @@
-"""What a finished study leaves to look at: the Pareto plot twice, and one picture grid per tier."""
+"""What a finished study leaves to look at: the Pareto plot twice, bars of the dimensions, one picture grid per tier."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 from autoprune.backbones import Backbone
 from autoprune.generation import generate
+from autoprune.search.dimension_plot import save_dimension_plot
 from autoprune.search.picture_grid import save_picture_grid
 from autoprune.search.plots import save_pareto_image, save_pareto_page
 from autoprune.search.records import FrontMember, StudyResult
@@ -18,6 +19,7 @@ def write_report(result: StudyResult, backbone: Backbone) -> ReportFiles:
     return ReportFiles(
         pareto_image=save_pareto_image(result, result.directory / "pareto.png"),
         pareto_page=save_pareto_page(result, result.directory / "pareto.html"),
+        dimensions_image=save_dimension_plot(result.dimensions, result.directory / "dimensions.png"),
         picture_grids=tuple(_picture_grids(exported, backbone, folder=result.directory)),
         policies=tuple(member.policy_path for member in exported),
     )

@@ -53,7 +53,7 @@ class QualitySettings:
     """
 
     name: str = "scenes"
-    prompts: int = 48
+    prompts: int = 96
     held_out_prompts: int = 160
     threshold: float = 0.75
     max_score_drop: float = 0.12
@@ -74,7 +74,7 @@ class BudgetSettings:
     """`trials` counts evaluated policies, dense and presets included. The search phase stops early enough for the
     whole study to end within `minutes` of wall clock (None: no limit). `front` members at most are validated."""
 
-    trials: int = 100
+    trials: int = 240
     minutes: float | None = 5.5
     front: int = 10
 

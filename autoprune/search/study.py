@@ -13,7 +13,8 @@ from autoprune.errors import UserError
 from autoprune.measure.device import device_identity
 from autoprune.measure.latency import LatencyTable
 from autoprune.policy import fingerprint
-from autoprune.search.discard import discard_reason
+from autoprune.search.ablation import dimension_rows
+from autoprune.search.discard import constraint_values, discard_reason
 from autoprune.search.evaluator import Evaluation, Evaluator, GenerationEvaluator
 from autoprune.search.export import write_front, write_trials
 from autoprune.search.folder import StudyFolder
@@ -127,6 +128,9 @@ class _Study:
         self.result = validate_front(
             self.result, settings=self.settings, folder=self.folder, evaluator=self.evaluator, step=self._validation_step
         )
+        vectors = self.journal.vectors(trial.number for trial in self.trials)
+        used = [(vectors[trial.number], trial) for trial in self.trials if trial.number in vectors]
+        self.result = replace(self.result, dimensions=tuple(dimension_rows(self.space, used)))
         return self.saved()
 
     def saved(self) -> StudyResult:
@@ -169,7 +173,7 @@ class _Study:
             return
         self.failures = self.repeats = 0
         record = self._finished(record, evaluation, began)
-        constraints = self._constraints(evaluation.measurement)
+        constraints = constraint_values(evaluation.measurement, self.settings.quality)
         self.journal.tell(trial, record, first=evaluation.first, constraints=constraints)
         self._done(record, evaluation.first)
 
@@ -201,7 +205,7 @@ class _Study:
         return replace(
             record,
             measurement=evaluation.measurement,
-            feasible=max(self._constraints(evaluation.measurement).values()) <= 0,
+            feasible=max(constraint_values(evaluation.measurement, self.settings.quality).values()) <= 0,
             state="discarded" if evaluation.stopped else "complete",
             seconds=time.monotonic() - began,
             note=evaluation.stopped,
@@ -211,13 +215,13 @@ class _Study:
         """Tells what is known about a policy asked again, and queues an unseen neighbour of the front in its place."""
         source = record.source if record.preset else "repeat"
         told = replace(known, number=record.number, source=source, seconds=0.0, note=f"same policy as trial {known.number}")
-        constraints = self._constraints(known.measurement)
+        constraints = constraint_values(known.measurement, self.settings.quality)
         self.journal.tell(trial, told, first=self.first[known.number], constraints=constraints)
         self._remember(told, self.first[known.number])
         self.repeats += 1
         if not record.preset:
-            vectors = list(filter(None, self.journal.vectors([member.number for member in search_front(self.trials)])))
-            near = unseen_neighbour(self.space, vectors, known=self.known, seed=record.number)
+            vectors = self.journal.vectors(member.number for member in search_front(self.trials))
+            near = unseen_neighbour(self.space, list(vectors.values()), known=self.known, seed=record.number)
             if near is not None:
                 self.journal.enqueue(near, "neighbour")
 
@@ -230,14 +234,6 @@ class _Study:
         self._done(record, None)
         if self.failures >= MOST_FAILURES:
             raise error
-
-    def _constraints(self, measurement: Measurement) -> dict[str, float]:
-        """Returns the constraint values, at most 0 where one holds."""
-        quality = self.settings.quality
-        values = {"score_drop": measurement.score_drop - quality.max_score_drop}
-        if quality.max_memory_mb is not None:
-            values["memory_mb"] = measurement.peak_memory_mb - quality.max_memory_mb
-        return values
 
     def _remember(self, record: TrialRecord, first: Measurement | None) -> None:
         self.trials.append(record)

@@ -8,6 +8,8 @@ from rich.table import Table
 from autoprune.policy import Policy
 from autoprune.search.records import Measurement, StudyResult
 
+SMALL_DEBT = 0.01  # dimensions that the front owes less to are not listed
+
 
 def result_table(result: StudyResult) -> Table:
     """Returns one row per exported policy, from the held-out prompts; the drop is dense minus pruned, in points of 100."""
@@ -28,6 +30,22 @@ def result_table(result: StudyResult) -> Table:
     if not result.front:
         table.caption = "no policy met the quality constraints: raise quality.max_score_drop or budget.trials."
     return table
+
+
+def findings(result: StudyResult) -> list[str]:
+    """Returns what the study found in sentences: the front against the presets, and what it owes to which dimensions."""
+    lines = []
+    if result.rivalry is not None:
+        compared = result.rivalry
+        ratios = ", ".join(f"{ratio:.2f} at {name}'s" for name, ratio in compared.ratios.items())
+        lines.append(
+            f"The front's hypervolume is {compared.front / compared.presets:.3f} times that of all presets together; "
+            f"speed at the loss of each undominated preset / its own: {ratios} (best preset: {compared.best})."
+        )
+    if result.dimensions:
+        helped = [f"{row.name} ({100 * row.owed:.0f} %)" for row in result.dimensions if row.owed >= SMALL_DEBT]
+        lines.append(f"Share of the search front owed to each dimension: {', '.join(helped) or 'none of 1 % or more'}.")
+    return lines
 
 
 def schedule_lines(policy: Policy) -> list[str]:

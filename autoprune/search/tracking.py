@@ -26,6 +26,7 @@ class ReportFiles:
 
     pareto_image: Path
     pareto_page: Path
+    dimensions_image: Path
     picture_grids: tuple[Path, ...] = ()
     policies: tuple[Path, ...] = ()
 
@@ -120,6 +121,7 @@ class WandbTracker(NullTracker):
 
         shown: dict[str, object] = {f"pictures/{path.stem}": wandb.Image(str(path)) for path in files.picture_grids}
         shown["pareto"] = wandb.Image(str(files.pareto_image))
+        shown["dimensions"] = wandb.Image(str(files.dimensions_image))
         shown["pareto_page"] = wandb.Html(files.pareto_page.read_text(), inject=False)
         self._started().log(shown)
         for path in files.policies:

@@ -10,6 +10,7 @@ from autoprune.search.export import export_policy, measured_fields, remove_polic
 from autoprune.search.folder import StudyFolder
 from autoprune.search.front import most_valuable, non_dominated, objectives, search_front
 from autoprune.search.records import FrontMember, Measurement, StudyResult, TrialRecord
+from autoprune.search.rivalry import rivalry
 from autoprune.search.settings import StudySettings
 from autoprune.search.tiers import TIER_RULES, choose_tiers
 
@@ -53,7 +54,8 @@ def validate_front(
     front.sort(key=lambda member: member.held_out.speed_up)
     presets = {trial.preset: measured[trial.policy.key()] for trial in shown}
     error = max(errors, default=None)
-    return replace(result, front=tuple(front), rejected=tuple(rejected), presets=presets, table_error=error)
+    compared = rivalry([member.held_out for member in front], presets, max_score_drop=settings.quality.max_score_drop)
+    return replace(result, front=tuple(front), rejected=tuple(rejected), presets=presets, table_error=error, rivalry=compared)
 
 
 def _shown(trials: Sequence[TrialRecord], settings: StudySettings) -> list[TrialRecord]:
