@@ -24,3 +24,10 @@ def test_a_dominated_trial_ends_only_beyond_both_margins() -> None:
 def test_a_score_drop_ends_a_trial_only_when_no_later_prompt_could_save_it() -> None:
     assert not discard_reason(first(0.2, 0.1, lost=3), [], QUALITY)
     assert "4 of 16 prompts lost" in discard_reason(first(0.2, 0.1, lost=4), [], QUALITY)
+
+
+def test_a_trial_with_the_images_of_a_known_policy_ends_unless_it_is_faster() -> None:
+    rivals = [first(0.5, 0.1)]
+    assert "same images" in discard_reason(first(0.49, 0.1), rivals, QUALITY)
+    assert not discard_reason(first(0.45, 0.1), rivals, QUALITY)
+    assert not discard_reason(first(0.49, 0.1 + 1e-9), rivals, QUALITY)

@@ -1,5 +1,6 @@
 """The Gaussian process against a plain inverse, expected improvement against sampling, and what the sampler asks."""
 
+import itertools
 import math
 
 import numpy as np
@@ -58,15 +59,25 @@ def test_equal_inputs_and_constant_values_do_not_break_the_fit() -> None:
 
 
 def test_expected_improvement_is_the_mean_of_sampled_improvements() -> None:
-    points, reference = [(-1.0, 0.2), (-0.5, 0.1), (-0.3, 0.3)], (0.0, 0.35)
+    points, reference = [(-1.0, 0.2), (-0.5, 0.1), (-0.3, 0.3), (0.2, 0.01)], (0.0, 0.35)
     first = (torch.tensor([-0.7, -1.4, -0.1]), torch.tensor([0.2, 0.3, 0.1]))
     second = (torch.tensor([0.12, 0.3, 0.02]), torch.tensor([0.05, 0.1, 0.01]))
-    exact = expected_improvement(first, second, points=points, reference=reference)
+    exact = expected_improvement(first, second, points=points, window=(-math.inf, reference[1]))
     rng, before = np.random.default_rng(0), hypervolume(points, reference)
     for index in range(3):
         draws = [rng.normal(belief[0][index], belief[1][index], 4000) for belief in (first, second)]
         gains = [hypervolume([*points, point], reference) - before for point in zip(*draws, strict=True)]
         assert exact[index].item() == pytest.approx(np.mean(gains), abs=4 * np.std(gains) / math.sqrt(4000))
+
+
+def test_windows_of_loss_share_the_expected_improvement() -> None:
+    points = [(-1.0, 0.2), (-0.5, 0.1)]
+    beliefs = (torch.tensor([-0.7, -1.4]), torch.tensor([0.2, 0.3])), (torch.tensor([0.12, 0.3]), torch.tensor([0.05, 0.1]))
+    edges = [-math.inf, 0.05, 0.1, 0.17, 0.2, 0.35]
+    parts = [expected_improvement(*beliefs, points=points, window=window) for window in itertools.pairwise(edges)]
+    whole = expected_improvement(*beliefs, points=points, window=(-math.inf, 0.35))
+    torch.testing.assert_close(torch.stack(parts).sum(0), whole)
+    assert all((part >= 0).all() for part in parts)
 
 
 def test_probability_below_is_the_normal_distribution() -> None:

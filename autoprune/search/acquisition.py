@@ -1,5 +1,6 @@
 """How much hypervolume a policy can be expected to add, from independent normal beliefs about its two objectives."""
 
+import itertools
 import math
 
 import torch
@@ -10,18 +11,21 @@ from autoprune.search.front import Point, non_dominated
 Belief = tuple[Tensor, Tensor]
 
 
-def expected_improvement(first: Belief, second: Belief, *, points: list[Point], reference: Point) -> Tensor:
-    """Returns the expected hypervolume a candidate adds to `points`, both objectives minimised, below `reference`.
+def expected_improvement(latency: Belief, loss: Belief, *, points: list[Point], window: tuple[float, float]) -> Tensor:
+    """Returns the expected hypervolume a candidate adds to `points`, both objectives minimised, below dense latency (0) and
+    between two levels of loss (low, high).
 
-    Beliefs are mean and standard deviation [m]. Exact: the area splits into strips between neighbouring points of
-    the front, and in each strip width and height are independent expected shortfalls.
+    Beliefs are mean and standard deviation [m]. Exact: at a level of loss the best latency so far is that of one point of
+    the front, so the area splits into strips in which height and width are independent expected shortfalls.
     """
-    front = [point for point in non_dominated(points, lambda point: point) if point[0] < reference[0]]
-    edges = [-math.inf, *(point[0] for point in front), reference[0]]
-    ceilings = [reference[1], *(min(point[1], reference[1]) for point in front)]
-    improvement = torch.zeros_like(first[0])
-    for left, right, ceiling in zip(edges, edges[1:], ceilings, strict=False):
-        improvement += (shortfall(first, right) - shortfall(first, left)) * shortfall(second, ceiling)
+    low, high = window
+    front = [point for point in non_dominated(points, lambda point: point) if point[0] < 0][::-1]
+    edges = [min(max(level, low), high) for level in (-math.inf, *(point[1] for point in front), math.inf)]
+    best = [0.0, *(point[0] for point in front)]
+    improvement = torch.zeros_like(latency[0])
+    for (floor, ceiling), rival in zip(itertools.pairwise(edges), best, strict=True):
+        if floor < ceiling:
+            improvement += shortfall(latency, rival) * (shortfall(loss, ceiling) - shortfall(loss, floor))
     return improvement
 
 

@@ -3,7 +3,7 @@
 Optuna cannot stop trials of several objectives; what was measured so far is told instead, so the model still learns.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection
 
 from autoprune.search.records import Measurement
 from autoprune.search.settings import QualitySettings
@@ -12,7 +12,7 @@ LATENCY_MARGIN = 0.05
 LOSS_MARGIN = 0.10
 
 
-def discard_reason(first: Measurement, rivals: Iterable[Measurement], quality: QualitySettings) -> str:
+def discard_reason(first: Measurement, rivals: Collection[Measurement], quality: QualitySettings) -> str:
     """Returns why a trial cannot reach the front, or an empty text.
 
     `first` covers the first batch; `rivals` are the first batches of feasible trials, on the same prompts and seeds.
@@ -21,6 +21,8 @@ def discard_reason(first: Measurement, rivals: Iterable[Measurement], quality: Q
     lost = first.score_drop * first.prompts
     if (lost - 1) / quality.prompts > quality.max_score_drop:
         return f"{lost:.0f} of {first.prompts} prompts lost; the score drop cannot stay within {quality.max_score_drop:g}"
+    if any(rival.loss == first.loss and rival.latency * (1 - LATENCY_MARGIN) < first.latency for rival in rivals):
+        return "the same images as a known policy's on the first prompts, and no faster"
     latency, loss = first.latency * (1 - LATENCY_MARGIN), first.loss * (1 - LOSS_MARGIN)
     if any(rival.latency < latency and rival.loss < loss for rival in rivals):
         return "slower and further from dense than a known policy on the first prompts"
