@@ -25,6 +25,7 @@ _STYLES = {  # marker, size in points, colour, hollow
 }
 _SYMBOLS = {"o": "circle", "s": "square", "D": "diamond", "*": "star"}
 _LOSS = "quality loss (1 - SSIM to dense, same prompt and seed)"
+TOP = 1.2  # times the largest loss that counts; what was stopped or refused above that is on the page only
 _SIDES, _DISTANCES = ((1, -1), (1, 1), (-1, -1), (-1, 1), (0, -1), (0, 1)), (9, 22, 36)
 
 
@@ -66,6 +67,7 @@ def save_pareto_image(result: StudyResult, path: Path) -> Path:
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     axes.margins(x=0.08, y=0.12)
+    axes.set_ylim(top=TOP * max(loss for series in every if series.name != _REJECTED for loss in series.y) or None)
     canvas.draw()
     _place_labels(axes, every)
     figure.savefig(path)
