@@ -199,7 +199,7 @@ class DenseWatch(Observer):
             self._samples.changes[metric, scale.index].append(pooled.flatten(1).cpu())
 
     def chunk_done(self, scale: ScalePlan, chunk: int, x: Tensor) -> None:
-        self._x = x
+        self._x = x = x[:, -scale.tokens :]
         if scale.index >= self._projected:
             ranks = energy_ranks(x[: self._batch], ENERGIES)
             self._samples.ranks[scale.index][chunk].append(ranks.cpu() / scale.tokens)
@@ -209,7 +209,7 @@ class DenseWatch(Observer):
         if len(self._x) == self._batch:
             return
         each = self._model.logits(self._x, self._conditioning) / self._temperature[scale.index]
-        pairs = {"hidden": self._x.split(self._batch), "other": each.unflatten(-1, (-1, 2)).split(self._batch)}
+        pairs = {"hidden": self._x.split(self._batch), "other": each.split(self._batch)}
         for metric in DISCREPANCIES:
             difference = discrepancy(*pairs["hidden" if metric.endswith("hidden") else "other"], metric=metric)
             self._samples.differences[metric, scale.index].append(difference.cpu())

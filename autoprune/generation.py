@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from autoprune.backbones import Backbone, Sampling
+from autoprune.backbones.family import Features, Tokenizer
 from autoprune.backbones.infinity import Step
-from autoprune.backbones.text import TextFeatures
 from autoprune.errors import UserError
 from autoprune.policy import Policy
 from autoprune.pruning.plan import Plan, ScalePlan, compile_plan
@@ -27,7 +27,7 @@ class Observer:
         """Called with the kept positions [R, M] of every selection, best score first."""
 
     def scale_done(self, scale: ScalePlan, logits: Tensor, bits: Tensor, latent: Tensor) -> None:
-        """Called with guided logits [B, N, d, 2], bits [B, N, d] and the latent [B, bits, H, W] so far."""
+        """Called with guided logits [B, N, d, 2], bits [B, N, d] (of codes: [B, N, V], [B, N]) and the latent so far."""
 
     def chunk_done(self, scale: ScalePlan, chunk: int, x: Tensor) -> None:
         """Called with the hidden state [R, L, C] after each chunk of blocks."""
@@ -47,15 +47,15 @@ class Request:
     """One generation, everything resolved: texts, plan, one guidance weight and temperature a scale.
 
     `guidance_layers`: 0 guides the logits, -n the hidden state after the n-th block from the end (official
-    cfg_insertion_layer). `given_bits[s]` [B, N, d] replace what scale s draws (official gt_leak).
+    cfg_insertion_layer). `given_bits[s]` [B, N, d] or code numbers [B, N] replace what scale s draws (official gt_leak).
     """
 
-    text: TextFeatures
+    text: Features
     plan: Plan
     draw: Draw
     guidance: tuple[float, ...]
     temperature: tuple[float, ...]
-    negative: TextFeatures | None = None
+    negative: Features | None = None
     guidance_layers: tuple[int, ...] = (0,)
     given_bits: tuple[Tensor, ...] = ()
     seed: int = 0
@@ -65,11 +65,11 @@ class Request:
 def generate_latent(
     backbone: Backbone, request: Request, observer: Observer | None = None, *, start: Snapshot | None = None
 ) -> Tensor:
-    """Runs the scale loop, from a snapshot on if one is given, and returns the latent [B, bits, H, W] to decode."""
+    """Runs the scale loop, from a snapshot on if one is given, and returns the latent [B, d, H, W] to decode."""
     tokenizer, schedule = backbone.tokenizer, request.plan.schedule
     observer = observer or Observer()
     state = GenerationState(backbone.model, request, observer, start)
-    latent = request.text.values.new_zeros(state.batch, tokenizer.config.bits, *tokenizer.latent_size(schedule))
+    latent = torch.zeros(state.batch, tokenizer.channels, *tokenizer.latent_size(schedule), device=backbone.device)
     if start is not None:
         latent = start.latent
     for group in request.plan.groups[start.scales if start else 0 :]:
@@ -80,13 +80,14 @@ def generate_latent(
         inputs = [_scale_input(state, scale, latent, tokenizer) for scale in group]
         outputs = state.sandwich.around_scales(group, inputs, partial(run_blocks, state, group, observer))
         for scale, x in zip(group, outputs, strict=True):
+            x = x[:, -scale.tokens :]
             logits = state.guided(x, scale)
             bits = request.draw(logits, scale.index)
             if scale.index < len(request.given_bits):
                 bits = request.given_bits[scale.index].to(bits)
             codes = tokenizer.codes(bits.view(state.batch, *scale.grid[1:], -1), scale.index)
-            codes = state.sandwich.settled_codes(scale, codes)
-            latent = tokenizer.accumulate(latent, codes, scale.index == len(schedule) - 1)
+            codes = state.sandwich.settled_codes(scale, state.refined(codes, x, scale))
+            latent = tokenizer.accumulate(latent, codes, scale.index, len(schedule))
             state.settle(scale, latent, x, logits)
             observer.scale_done(scale, logits, bits, latent)
         state.probe(group[-1], backbone)
@@ -95,7 +96,7 @@ def generate_latent(
     return latent
 
 
-def _scale_input(state: GenerationState, scale: ScalePlan, latent: Tensor, tokenizer: torch.nn.Module) -> Tensor:
+def _scale_input(state: GenerationState, scale: ScalePlan, latent: Tensor, tokenizer: Tokenizer) -> Tensor:
     if scale.index == 0:
         return state.model.first_tokens(state.conditioning)
     return state.rows(state.model.embed(tokenizer.next_tokens(latent, scale.grid), scale.index))
@@ -172,7 +173,7 @@ def resolve(backbone: Backbone, prompts: Sequence[str], plan: Plan, *, seed: int
     return Request(
         text=backbone.encode_text(prompts),
         plan=plan,
-        draw=GridNoise(seed, samples),
+        draw=GridNoise(seed, samples, sampling.limits_for(len(plan.schedule))),
         guidance=sampling.guidance_for(len(plan.schedule)),
         temperature=sampling.temperature_for(len(plan.schedule)),
         seed=seed,

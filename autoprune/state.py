@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,9 +13,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from autoprune.backbones.attention import attend
-from autoprune.backbones.infinity import Conditioning, Infinity, Step
+from autoprune.backbones.family import Conditioning, Transformer
+from autoprune.backbones.infinity import Step
 from autoprune.backbones.kv_buffer import HeldKeys
 from autoprune.backbones.rope import gather_rotation
+from autoprune.noise import standard_normal
 from autoprune.policy import Grid, token_count
 from autoprune.pruning.decisions import changed_share, discrepancy, probe_decision, probe_features
 from autoprune.pruning.key_budget import importance, select_keys, window_positions
@@ -53,16 +57,16 @@ class Snapshot:
 class GenerationState:
     """Rows are [cond x B] and, under guidance, [uncond x B]."""
 
-    def __init__(self, model: Infinity, request: Request, observer: Observer, start: Snapshot | None = None) -> None:
+    def __init__(self, model: Transformer, request: Request, observer: Observer, start: Snapshot | None = None) -> None:
         """Begins with nothing done, or where the snapshot of a generation of the same prompts and seed was taken."""
         self.model, self.request, self.plan = model, request, request.plan
-        self.blocks, self.batch = model.layers(), len(request.text.lengths)
+        self.blocks, self.batch = model.layers(), len(request.text)
         guided = any(weight != 1 for weight in request.guidance)
         text = model.with_unconditional(request.text, request.negative) if guided else request.text
         self.conditioning = start.conditioning if start else model.condition(text)
         self.branch = "both" if guided else "cond"
-        capacities = [self.plan.key_capacity(layer) for layer in range(self.plan.depth)]
-        self.buffers = model.buffers_for(len(text.lengths), capacities)
+        capacities = [model.prefix_tokens + self.plan.key_capacity(layer) for layer in range(self.plan.depth)]
+        self.buffers = model.buffers_for(len(text), capacities)
         self.sandwich = Sandwich(seed=request.seed, samples=request.samples, on_kept=observer.kept)
         self._difference: tuple[Tensor, Grid] | None = None
         self._single_from, self._end = len(self.plan.schedule), len(self.plan.schedule)
@@ -115,10 +119,10 @@ class GenerationState:
 
     def step(self, group: Sequence[ScalePlan], positions: Sequence[Tensor | None], sizes: Sequence[int]) -> Step:
         """Returns what the blocks need: rotary factors of the tokens of all scales and how they attend."""
-        factors = [self.model.rotation(scale.grid, self.plan.schedule) for scale in group]
+        factors = [self.model.rotation(scale.index, self.plan.schedule, self.conditioning) for scale in group]
         if any(index is not None for index in positions):
             factors = [self._gathered(each, index) for each, index in zip(factors, positions, strict=True)]
-        rotation = factors[0] if len(factors) == 1 else torch.cat(factors, dim=-2)
+        rotation = factors[0] if len(factors) == 1 or factors[0] is None else torch.cat(factors, dim=-2)
         return Step(rotation=rotation, add=self.sandwich.add, attention=lambda layer: self._attention(layer, group, sizes))
 
     def rows(self, x: Tensor) -> Tensor:
@@ -126,14 +130,14 @@ class GenerationState:
         return x.repeat(2, 1, 1) if self.branch == "both" else x
 
     def guided(self, x: Tensor, scale: ScalePlan) -> Tensor:
-        """Returns logits [B, N, d, 2] with temperature, then guidance w * cond + (1 - w) * uncond; decides on branches."""
+        """Returns logits [B, N, ...] with temperature, then guidance w * cond + (1 - w) * uncond; decides on branches."""
         index = scale.index
         weight, temperature = self.request.guidance[index], self.request.temperature[index]
         at_logits = 0 in self.request.guidance_layers
         if self.branch == "both" and (weight == 1 or not at_logits):
             conditioning = self.conditioning.keep_rows(slice(0, self.batch))
-            return (self.model.logits(x[: self.batch], conditioning) / temperature).unflatten(-1, (-1, 2))
-        logits = (self.model.logits(x, self.conditioning) / temperature).unflatten(-1, (-1, 2))
+            return self.model.logits(x[: self.batch], conditioning) / temperature
+        logits = self.model.logits(x, self.conditioning) / temperature
         if self.branch == "both":
             cond, uncond = logits[: self.batch], logits[self.batch :]
             self._compare_branches(x, cond, uncond, scale)
@@ -141,6 +145,13 @@ class GenerationState:
         if self._difference is not None and self.branch == "cond" and weight != 1:
             return logits + (weight - 1) * self._resized_difference(scale.grid)
         return logits
+
+    def refined(self, codes: Tensor, x: Tensor, scale: ScalePlan) -> Tensor:
+        """Returns the codes of a scale with the continuous residual that some families add to the last one."""
+        if not self.model.refines or scale.index < len(self.plan.schedule) - 1:
+            return codes
+        address = partial(self._residual_noise, scale.index)
+        return self.model.refined(codes, x, self.conditioning, address)
 
     def settle(self, scale: ScalePlan, latent: Tensor, x: Tensor, logits: Tensor) -> None:
         """Records what later scales look at."""
@@ -180,12 +191,20 @@ class GenerationState:
         difference, source = self._difference
         image = difference.flatten(2).transpose(1, 2).unflatten(2, source[1:])
         resized = functional.interpolate(image, grid[1:], mode="bilinear", align_corners=False)
-        return resized.flatten(2).transpose(1, 2).unflatten(-1, (-1, 2))
+        return resized.flatten(2).transpose(1, 2).unflatten(-1, difference.shape[2:])
 
-    def _gathered(self, factors: Tensor, index: Tensor | None) -> Tensor:
+    def _gathered(self, factors: Tensor | None, index: Tensor | None) -> Tensor | None:
+        if factors is None:
+            return None
         if index is None:
-            index = torch.arange(factors.shape[1], device=factors.device).expand(self._row_count(), -1)
+            index = torch.arange(factors.shape[-2], device=factors.device).expand(self._row_count(), -1)
         return gather_rotation(factors, index)
+
+    def _residual_noise(self, scale: int, step: int, shape: tuple[int, ...]) -> Tensor:
+        """Draws normal noise [B, *shape] of a step of the residual, each sample from its own address."""
+        seed, count, device = self.request.seed, math.prod(shape), self.buffers[0].keys.device
+        drawn = [standard_normal((seed, sample, scale), count, stream=f"residual:{step}") for sample in self.request.samples]
+        return torch.stack(drawn).view(-1, *shape).to(device)
 
     def _row_count(self) -> int:
         return 2 * self.batch if self.branch == "both" else self.batch

@@ -3,7 +3,7 @@
 import json
 import os
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +13,12 @@ from torch import Tensor
 from autoprune.backbones import Backbone, Sampling
 from autoprune.backbones.bsq_tokenizer import BSQTokenizer, TokenizerConfig
 from autoprune.backbones.infinity import Infinity, TransformerConfig
+from autoprune.backbones.schedules import scale_schedule
 from autoprune.backbones.text import TextFeatures
 from autoprune.generation import Observer, Request
 from autoprune.policy import Policy
 from autoprune.pruning.plan import compile_plan
-from autoprune.sampling import GeneratorStream, likelier_bit
+from autoprune.sampling import GeneratorStream, likeliest
 
 FOLDER = Path(os.environ.get("AUTOPRUNE_GOLDENS", Path(__file__).parent / "data" / "goldens"))
 
@@ -42,8 +43,6 @@ class Job:
     def schedule(self) -> tuple[tuple[int, int, int], ...]:
         recorded = self.record.get("schedule")
         if recorded is None:
-            from autoprune.backbones.schedules import scale_schedule
-
             return scale_schedule(self.record["h_div_w"], self.record["pn"])
         return tuple(tuple(grid) for grid in recorded)
 
@@ -76,7 +75,14 @@ def backbone(weights: str) -> Backbone:
     tokenizer.load_state_dict(_part(state, "vae."))
     for part in (model, tokenizer):
         part.eval().requires_grad_(False)
-    return Backbone("golden", model, tokenizer, text_encoder=None, sampling=Sampling(), pixel_budget=config["pn"])
+    return Backbone(
+        "golden",
+        model,
+        tokenizer,
+        text_encoder=None,
+        sampling=Sampling(),
+        schedule_for=partial(scale_schedule, pixel_budget=config["pn"]),
+    )
 
 
 def text_of(arrays: dict[str, np.ndarray], kind: str = "text") -> TextFeatures | None:
@@ -106,7 +112,7 @@ def request_of(job: Job, arrays: dict[str, np.ndarray], *, policy: Policy | None
         text=features,
         negative=text_of(arrays, "neg"),
         plan=compile_plan(policy, schedule, model.config.depth),
-        draw=likelier_bit if greedy else stream,
+        draw=likeliest if greedy else stream,
         guidance=tuple(record.get("cfg_list") or [record["cfg"]] * count),
         temperature=tuple(record.get("tau_list") or [record["tau"]] * count),
         guidance_layers=tuple(record.get("cfg_insertion_layer", (0,))),

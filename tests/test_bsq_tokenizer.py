@@ -119,7 +119,7 @@ def test_generation_side_sums_and_inputs_equal_the_official_trace(name):
             expected = torch.from_numpy(arrays[f"greedy_sq/tokens.s{scale}"])
             torch.testing.assert_close(tokenizer.next_tokens(latent, grid), expected, atol=1e-5, rtol=0)
         codes = tokenizer.codes(recorded_bits(name, "greedy_sq", scale=scale), scale)
-        latent = tokenizer.accumulate(latent, codes, scale == len(schedule) - 1)
+        latent = tokenizer.accumulate(latent, codes, scale, len(schedule))
     torch.testing.assert_close(latent, torch.from_numpy(arrays["greedy_sq/latent"]), atol=1e-5, rtol=0)
 
 
@@ -152,7 +152,7 @@ def test_quantised_bits_rebuild_the_latent(config):
     bits, expected = tokenizer.quantise(torch.randn(2, 16, 16, 16), SQUARE)
     latent = torch.zeros_like(expected)
     for scale, tokens in enumerate(bits):
-        latent = tokenizer.accumulate(latent, tokenizer.codes(tokens, scale), scale == len(SQUARE) - 1)
+        latent = tokenizer.accumulate(latent, tokenizer.codes(tokens, scale), scale, len(SQUARE))
     torch.testing.assert_close(latent, expected)
 
 

@@ -3,7 +3,7 @@
 import torch
 
 from autoprune.noise import uniform
-from autoprune.sampling import GeneratorStream, GridNoise, likelier_bit
+from autoprune.sampling import GeneratorStream, GridNoise, likeliest
 
 PINNED = [0.2544127, 0.8126707, 0.6899274, 0.3831199]
 
@@ -36,6 +36,6 @@ def test_generator_stream_removes_the_rare_class() -> None:
     assert abs(stream(logits_of(0.1), 0).float().mean() - 0.1) < 0.02
 
 
-def test_greedy_takes_the_likelier_bit() -> None:
-    assert likelier_bit(logits_of(0.6), 0).all()
-    assert not likelier_bit(logits_of(0.4), 0).any()
+def test_greedy_takes_the_likeliest() -> None:
+    assert likeliest(logits_of(0.6), 0).all()
+    assert not likeliest(logits_of(0.4), 0).any()

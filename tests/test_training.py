@@ -60,7 +60,7 @@ def test_teacher_forcing_without_flips_is_what_the_tokenizer_and_inference_compu
         assert torch.equal(teacher.targets[scale], bits[scale].flatten(1, 2).bool())
         if scale:
             torch.testing.assert_close(teacher.inputs[scale - 1], tokenizer.next_tokens(latent, grid))
-        latent = tokenizer.accumulate(latent, tokenizer.codes(bits[scale], scale), scale == len(SCHEDULE) - 1)
+        latent = tokenizer.accumulate(latent, tokenizer.codes(bits[scale], scale), scale, len(SCHEDULE))
 
 
 def test_flipped_bits_change_later_inputs_and_targets_repair_them(tokenizer):

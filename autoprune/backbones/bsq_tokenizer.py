@@ -87,6 +87,11 @@ class BSQTokenizer(nn.Module):
             self.register_buffer("magnitudes", torch.full((MAX_SCALES,), config.bits**-0.5))
 
     @property
+    def channels(self) -> int:
+        """Channels of the latent."""
+        return self.config.bits
+
+    @property
     def token_bits(self) -> int:
         """Bits per token as the transformer sees them."""
         return self.config.bits * self._cell**2
@@ -108,9 +113,9 @@ class BSQTokenizer(nn.Module):
         """Absolute value of every code of a scale."""
         return self.magnitudes[scale] if self.config.scale_magnitudes else self.config.bits**-0.5
 
-    def accumulate(self, latent: Tensor, codes: Tensor, last: bool) -> Tensor:
-        """Latent plus codes brought to its size (official trilinear rule; T = 1 makes it bilinear)."""
-        return latent + (codes if last else _bilinear(codes, latent.shape[-2:]))
+    def accumulate(self, latent: Tensor, codes: Tensor, scale: int, count: int) -> Tensor:
+        """Latent plus the codes of a scale of `count`, at its size (official trilinear rule; T = 1 makes it bilinear)."""
+        return latent + (codes if scale == count - 1 else _bilinear(codes, latent.shape[-2:]))
 
     def next_tokens(self, latent: Tensor, grid: Grid) -> Tensor:
         """Latent [B, bits, H, W] -> transformer input of the scale [B, h * w, token_bits], bilinear also downwards."""

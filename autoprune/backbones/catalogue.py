@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from autoprune.backbones.bsq_tokenizer import TINY as TINY_TOKENIZER
 from autoprune.backbones.bsq_tokenizer import BSQTokenizer, TokenizerConfig
 from autoprune.backbones.caption_encoder import CaptionEncoder, CaptionEncoderConfig
 from autoprune.backbones.infinity import Infinity, TransformerConfig
+from autoprune.backbones.schedules import scale_schedule
 from autoprune.errors import UserError, unknown_name
 
 EMBEDDED_WEIGHTS = Path(__file__).parent / "weights" / "tiny.safetensors"
@@ -81,7 +83,7 @@ def load_backbone(
         tokenizer=parts["vae"],
         text_encoder=parts["text"],
         sampling=spec.sampling,
-        pixel_budget=spec.pixel_budget,
+        schedule_for=partial(scale_schedule, pixel_budget=spec.pixel_budget),
         revision=revision,
     )
 

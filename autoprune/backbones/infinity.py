@@ -67,13 +67,13 @@ class Conditioning:
 class Step:
     """What the blocks need at one scale: positions, how a sublayer's output is added, how queries meet earlier keys."""
 
-    rotation: Tensor
+    rotation: Tensor | None
     add: Addition
     attention: Callable[[int], Callable[[Tensor, Tensor, Tensor], Tensor]]
 
-    def rotation_of(self, kept: Tensor | None) -> Tensor:
-        """Returns the positions of kept tokens [R, M], of all for None."""
-        return self.rotation if kept is None else gather_rotation(self.rotation, kept)
+    def rotation_of(self, kept: Tensor | None) -> Tensor | None:
+        """Returns the positions of kept tokens [R, M], of all for None; None where there are none."""
+        return self.rotation if kept is None or self.rotation is None else gather_rotation(self.rotation, kept)
 
 
 class Block(nn.Module):
@@ -123,6 +123,9 @@ class BlockChunk(nn.Module):
 class Infinity(nn.Module):
     """The transformer. Blocks may be in a lower precision; text, embeddings and head stay in float32 (as released)."""
 
+    prefix_tokens = 0
+    refines = False
+
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         width = config.width
@@ -152,6 +155,11 @@ class Infinity(nn.Module):
         if self.config.chunks == 1:
             return list(self.blocks)
         return [block for chunk in self.block_chunks for block in chunk.module]
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return self.config.depth
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -197,16 +205,16 @@ class Infinity(nn.Module):
         """Embeds latents [B, N, token bits] of a scale >= 1 -> [B, N, C]."""
         return (self.word_embed(tokens) + self.lvl_embed.weight[scale]).to(self.compute_dtype)
 
-    def rotation(self, grid: Grid, schedule: tuple[Grid, ...]) -> Tensor:
-        """Returns the rotary factors of a scale of this schedule."""
+    def rotation(self, scale: int, schedule: tuple[Grid, ...], conditioning: Conditioning | None = None) -> Tensor:
+        """Returns the rotary factors of a scale [2, N, D], which depend on the schedule only."""
         head_width = self.config.width // self.config.heads
-        return rotation(grid, position_frame(schedule), head_width, self.pos_start.device, self.compute_dtype)
+        return rotation(schedule[scale], position_frame(schedule), head_width, self.pos_start.device, self.compute_dtype)
 
     def logits(self, x: Tensor, conditioning: Conditioning) -> Tensor:
-        """x [R, N, C] -> float32 logits [R, N, 2 * token bits]; outputs 2j and 2j + 1 score bit j being 0 and 1."""
+        """x [R, N, C] -> float32 logits [R, N, token bits, 2]; outputs 2j and 2j + 1 score bit j being 0 and 1."""
         with torch.autocast(x.device.type, enabled=False):
             gain, shift = (part.float() for part in conditioning.head_modulation)
-            return self.head(modulate(x.float(), gain, shift))
+            return self.head(modulate(x.float(), gain, shift)).unflatten(-1, (-1, 2))
 
     def forward_training(
         self, text: TextFeatures, tokens: list[Tensor], schedule: tuple[Grid, ...], *, dropped: Tensor | None = None
@@ -224,14 +232,13 @@ class Infinity(nn.Module):
         x = torch.cat(parts, dim=1)
         sizes = [token_count(grid) for grid in schedule]
         step = Step(
-            rotation=torch.cat([self.rotation(grid, schedule) for grid in schedule], dim=1),
+            rotation=torch.cat([self.rotation(scale, schedule) for scale in range(len(schedule))], dim=1),
             add=lambda x, change, site: x + change(x, None),
             attention=lambda layer: lambda q, k, v: _attend_by_scale(q, k, v, sizes),
         )
         for layer, block in enumerate(self.layers()):
             x = block(x, layer, step, conditioning)
-        logits = self.logits(x, conditioning).unflatten(-1, (-1, 2))
-        return list(logits.split(sizes, dim=1))
+        return list(self.logits(x, conditioning).split(sizes, dim=1))
 
 
 def _attend_by_scale(q: Tensor, k: Tensor, v: Tensor, sizes: list[int]) -> Tensor:

@@ -30,8 +30,11 @@ def rotation(grid: Grid, frame: Grid, head_width: int, device: torch.device, dty
 
 
 def gather_rotation(factors: Tensor, kept: Tensor) -> Tensor:
-    """Picks the rows of kept tokens: factors [2, N, D], kept [R, M] -> [2, R, 1, M, D]."""
-    return factors[:, kept][:, :, None]
+    """Picks the rows of kept tokens: factors [2, N, D] or by row [2, R, 1, N, D], kept [R, M] -> [2, R, 1, M, D]."""
+    if factors.dim() == 3:
+        return factors[:, kept][:, :, None]
+    index = kept[None, :, None, :, None].expand(2, -1, 1, -1, factors.shape[-1])
+    return factors.gather(3, index)
 
 
 def rotate(x: Tensor, factors: Tensor) -> Tensor:

@@ -13,6 +13,9 @@ class TextFeatures:
     values: Tensor
     lengths: tuple[int, ...]
 
+    def __len__(self) -> int:
+        return len(self.lengths)
+
     @staticmethod
     def from_rows(rows: list[Tensor]) -> "TextFeatures":
         """Pads rows [length_i, width] to one block."""

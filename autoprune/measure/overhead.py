@@ -15,7 +15,7 @@ from autoprune.measure.latency import interleaved
 from autoprune.policy import Policy
 from autoprune.pruning.plan import ScalePlan, compile_plan
 from autoprune.rules import ScalePruning
-from autoprune.sampling import likelier_bit
+from autoprune.sampling import likeliest
 from autoprune.state import GenerationState
 
 RULES = {
@@ -63,7 +63,7 @@ def _runs(model: Infinity, case: OverheadCase, rule: ScalePruning) -> tuple[Call
     plan = compile_plan(Policy("random", case.depth, schedule, {case.scale: rule}), schedule, case.depth)
     text = TextFeatures.from_rows([torch.randn(16, model.config.text_width).to(model.pos_start)] * case.batch)
     weights = (2.0,) * len(schedule)
-    request = Request(text, plan, likelier_bit, weights, (1.0,) * len(schedule), samples=tuple(range(case.batch)))
+    request = Request(text, plan, likeliest, weights, (1.0,) * len(schedule), samples=tuple(range(case.batch)))
     state, scale = GenerationState(model, request, Observer()), plan.scales[-1]
     state.enter([scale])
     _fill(state, plan.scales, model)

@@ -118,7 +118,8 @@ class Sandwich:
     def _store(self, site: int, *, delta: Tensor | None, state: Tensor | None = None) -> None:
         for restorer, value in (("cached", delta), ("cached_state", state)):
             if (site, restorer) in self.scale.stores:
-                self.caches[self.scale.index, site, restorer] = (value, self.scale.grid)
+                own = value[:, -self.scale.tokens :]  # the first scale may run with a prefix in front
+                self.caches[self.scale.index, site, restorer] = (own, self.scale.grid)
 
     def _record_delta(self, x: Tensor, out: Tensor) -> None:
         change = (out.float() - x.float()).square().mean(dim=-1)

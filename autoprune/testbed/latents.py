@@ -108,7 +108,7 @@ def teacher_forcing(
         rate = torch.rand(len(bits), 1, 1, 1, generator=generator, device=bits.device) * max_flip
         flips = torch.rand(bits.shape, generator=generator, device=bits.device) < rate
         codes = tokenizer.codes(bits ^ flips, scale)
-        latent = tokenizer.accumulate(latent, codes, last=tuple(grid[1:]) == tuple(latent.shape[-2:]))
+        latent = tokenizer.accumulate(latent, codes, scale, len(schedule))
     return TeacherForcing(targets, inputs)
 
 
