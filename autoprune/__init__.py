@@ -5,19 +5,23 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from autoprune.backbones import load_backbone
+    from autoprune.backbones.released import TextOptions
+    from autoprune.backbones.wrapping import wrap
     from autoprune.errors import UserError
     from autoprune.generation import Sampling, generate
     from autoprune.policy import Policy
 
 __version__ = "0.1.0"
-__all__ = ["Policy", "Sampling", "UserError", "generate", "load_backbone"]
+__all__ = ["Policy", "Sampling", "TextOptions", "UserError", "generate", "load_backbone", "wrap"]
 
 _HOME = {
     "Policy": "autoprune.policy",
     "Sampling": "autoprune.generation",
+    "TextOptions": "autoprune.backbones.released",
     "UserError": "autoprune.errors",
     "generate": "autoprune.generation",
     "load_backbone": "autoprune.backbones",
+    "wrap": "autoprune.backbones.wrapping",
 }
 
 

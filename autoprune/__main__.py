@@ -77,7 +77,7 @@ def _search(run: "RunSettings") -> None:
             if result.interrupted:
                 raise KeyboardInterrupt
             progress.phase("plots and pictures", 1)
-            files = write_report(result, backbone)
+            files = write_report(result, backbone, run.study)
             progress.step()
         tracker.finish(result, files)
     finally:

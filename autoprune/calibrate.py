@@ -37,9 +37,10 @@ from autoprune.pruning.decisions import discrepancy, latent_change, probe_featur
 from autoprune.pruning.plan import ScalePlan
 from autoprune.rules import DISCREPANCIES, LATENT_SCORERS, BranchRule, ProbeRule
 from autoprune.search.calibration import LEVELS, Calibration, calibration_path
+from autoprune.search.prompt_files import read_prompts
 from autoprune.testbed.captions import prompt_set
 
-USAGE = "python -m autoprune.calibrate prompts=48"
+USAGE = "python -m autoprune.calibrate prompts=48 prompts_file=own.txt"
 ENERGIES = (0.999, 0.99, 0.98, 0.97, 0.96, 0.95, 0.92, 0.91, 0.90, 0.85, 0.80, 0.70)
 _EXTRA = ("torchmetrics", "rich")
 _FFT_RADIUS = 0.4  # of half the image, as the official SkipVAR code has it
@@ -47,13 +48,17 @@ _FFT_RADIUS = 0.4  # of half the image, as the official SkipVAR code has it
 
 @dataclass(frozen=True)
 class Choices:
-    """The command line. `target_ssim` is the similarity to the full image that a skipped or single-branch run must keep."""
+    """The command line. `target_ssim` is the similarity to the full image that a skipped or single-branch run must keep.
+
+    `prompts` counts search prompts; they come from `prompts_file` (as `prompts=FILE` of the search) or are rendered scenes'.
+    """
 
     backbone: str = "tiny"
     weights: str | None = None
     dtype: str = "auto"
     device: str | None = None
     prompts: int = 32
+    prompts_file: str = ""
     batch: int = 8
     seed: int = 0
     target_ssim: float = 0.84
@@ -129,16 +134,25 @@ def _calibrate(choices: Choices) -> str:
     missing = [name for name in _EXTRA if find_spec(name) is None]
     if missing:
         raise UserError(f'calibration needs {", ".join(missing)}, not installed here; run: pip install "autoprune[search]".')
+    from autoprune.search.quality import check_texts
     from autoprune.search.tables import relative
 
     path = Path(choices.output) if choices.output else calibration_path(choices.backbone)
-    texts = [prompt.text for prompt in prompt_set("search", choices.prompts, seed=choices.seed)]
+    texts = _texts(choices)
     backbone = load_backbone(choices.backbone, weights=choices.weights, device=choices.device, dtype=choices.dtype)
+    check_texts(texts, backbone, batch=choices.batch)
     check_writable(path.parent, what="output folder", remedy="choose another file")
     samples = collect(backbone, texts, seed=choices.seed, batch=choices.batch)
     decision = decide(samples, Depths.of(len(backbone.scale_schedule())), target=choices.target_ssim)
     summary(backbone, samples, decision, prompts=choices.prompts).save(path)
     return f"{relative(path)}: {choices.prompts} prompts; {_verdict(decision)}"
+
+
+def _texts(choices: Choices) -> list[str]:
+    if not choices.prompts_file:
+        return [prompt.text for prompt in prompt_set("search", choices.prompts, seed=choices.seed)]
+    own = read_prompts(Path(choices.prompts_file))
+    return [prompt.text for prompt in own.take("search", choices.prompts, seed=choices.seed, setting="prompts")]
 
 
 def collect(backbone: Backbone, texts: list[str], *, seed: int, batch: int) -> Samples:

@@ -15,13 +15,14 @@ if TYPE_CHECKING:
     from autoprune.search.comparison_records import Comparison
     from autoprune.search.space import SearchSpace
 
-USAGE = "python -m autoprune.compare policies=outputs/tiny-unified/policies"
+USAGE = "python -m autoprune.compare policies=outputs/tiny-unified/policies prompts=64 prompts_file=own.txt"
 
 
 @dataclass(frozen=True)
 class Choices:
     """The command line. `search_spaces` names the file whose presets are compared, `policies` is a policy file or a folder.
 
+    `prompts` counts held-out prompts; they come from `prompts_file` (as `prompts=FILE` of the search) or are rendered scenes'.
     `rounds` is the least number of timed rounds; every batch of `prompts` gets one. `per_prompt` prompts are timed alone.
     """
 
@@ -32,6 +33,7 @@ class Choices:
     search_spaces: str = "unified"
     policies: str = ""
     prompts: int = 160
+    prompts_file: str = ""
     batch: int = 16
     rounds: int = 9
     per_prompt: int = 8
@@ -62,9 +64,13 @@ def _measured(choices: Choices) -> "tuple[Comparison, tuple[str, ...]]":
     from autoprune.search.comparison import compare
     from autoprune.search.comparison_records import ComparisonSettings, file_candidates, preset_candidates
     from autoprune.search.progress import RichProgress
+    from autoprune.search.prompt_files import read_prompts
 
     names = [field.name for field in fields(ComparisonSettings)]
     settings = ComparisonSettings(**{name: getattr(choices, name) for name in names})
+    prompts = read_prompts(Path(choices.prompts_file)) if choices.prompts_file else None
+    if prompts is not None:
+        prompts.take("held_out", settings.prompts, setting="prompts")
     check_writable(Path(choices.output), what="output", remedy="choose another folder")
     backbone = load_backbone(choices.backbone, weights=choices.weights, device=choices.device, dtype=choices.dtype)
     space = _space(choices, backbone)
@@ -74,7 +80,7 @@ def _measured(choices: Choices) -> "tuple[Comparison, tuple[str, ...]]":
         candidates += file_candidates(Path(choices.policies), space.target, taken=taken)
     try:
         with RichProgress() as progress:
-            return compare(backbone, candidates, settings, progress=progress), space.missing
+            return compare(backbone, candidates, settings, progress=progress, prompts=prompts), space.missing
     except KeyboardInterrupt:
         print("autoprune: stopped before the first round was done; nothing was written.", file=sys.stderr)
         raise

@@ -153,10 +153,10 @@ def generate(
     sampling = sampling or backbone.sampling
     schedule = backbone.scale_schedule(sampling.h_div_w)
     if policy is not None:
-        policy.check_fits(backbone.name, backbone.depth, schedule)
+        policy.check_fits(backbone.name, backbone.depth, schedule, skippable=backbone.skippable)
     observer = observer or Observer()
     if policy is not None and policy.adaptive and policy.batch == "split" and len(prompts) > 1:
-        alone = [replace(sampling, first_sample=sampling.first_sample + number) for number in range(len(prompts))]
+        alone = [sampling.alone(number) for number in range(len(prompts))]
         options = {"policy": policy, "seed": seed, "observer": observer}
         parts = zip(prompts, alone, strict=True)
         return torch.cat([generate(backbone, [prompt], sampling=each, **options) for prompt, each in parts])
@@ -176,6 +176,9 @@ def resolve(backbone: Backbone, prompts: Sequence[str], plan: Plan, *, seed: int
         draw=GridNoise(seed, samples, sampling.limits_for(len(plan.schedule))),
         guidance=sampling.guidance_for(len(plan.schedule)),
         temperature=sampling.temperature_for(len(plan.schedule)),
+        negative=backbone.encode_text([sampling.negative] * len(prompts)) if sampling.negative else None,
+        guidance_layers=sampling.guidance_layers,
+        given_bits=sampling.given,
         seed=seed,
         samples=samples,
     )

@@ -109,8 +109,20 @@ class Policy:
         dense = Policy(self.backbone, self.depth, self.scale_schedule)
         return self.key() == dense.key()
 
-    def check_fits(self, backbone: str, depth: int, schedule: tuple[Grid, ...]) -> None:
-        """Raises UserError unless the policy was made for this backbone, depth and scale schedule."""
+    @property
+    def skips(self) -> str:
+        """Returns what may keep the last scale from running, empty where it always runs."""
+        if self.skip_last:
+            return f"skip_last {self.skip_last}"
+        if self.stop is not None:
+            return f"a stop rule from scale {self.stop.from_scale} on"
+        return "a probe with skip cuts" if self.probe is not None and self.probe.skip_cuts else ""
+
+    def check_fits(self, backbone: str, depth: int, schedule: tuple[Grid, ...], *, skippable: bool = True) -> None:
+        """Raises UserError unless the policy was made for this backbone, depth and scale schedule.
+
+        A backbone is not `skippable` when its last scale must run, as HART's, which adds a continuous residual there.
+        """
         if self.backbone != backbone:
             raise UserError(f"the policy is for backbone {self.backbone!r}, not {backbone!r}; search one for {backbone!r}.")
         if self.depth != depth:
@@ -120,6 +132,11 @@ class Policy:
                 f"the policy is for scale schedule {fingerprint(self.scale_schedule)}, "
                 f"this run uses {fingerprint(tuple(schedule))}; "
                 "use the aspect ratio and pixel budget it was searched for, or Policy.for_schedule."
+            )
+        if not skippable and self.skips:
+            raise UserError(
+                f"the last scale of {backbone} must run, because its continuous residual is added there, got {self.skips}; "
+                "prune its tokens instead."
             )
 
     def for_schedule(self, schedule: tuple[Grid, ...]) -> "Policy":

@@ -150,8 +150,8 @@ class GenerationState:
         """Returns the codes of a scale with the continuous residual that some families add to the last one."""
         if not self.model.refines or scale.index < len(self.plan.schedule) - 1:
             return codes
-        address = partial(self._residual_noise, scale.index)
-        return self.model.refined(codes, x, self.conditioning, address)
+        draw = partial(self._residual_noise, scale.index)
+        return self.model.refined(codes, x, draw, weight=self.request.guidance[scale.index])
 
     def settle(self, scale: ScalePlan, latent: Tensor, x: Tensor, logits: Tensor) -> None:
         """Records what later scales look at."""
@@ -226,7 +226,7 @@ class GenerationState:
     def _shrink(self, buffer, q: Tensor, scale: ScalePlan) -> None:  # noqa: ANN001 (KeyValueBuffer)
         """Keeps of a layer's keys the share of the budget that window queries attend to most."""
         rule = self.plan.keys
-        seen = sum(token_count(grid) for grid in self.plan.schedule[: scale.index + 1])
+        seen = self.model.prefix_tokens + sum(token_count(grid) for grid in self.plan.schedule[: scale.index + 1])
         count = max(rule.window, int(rule.budget * seen))
         if count >= buffer.length:
             return

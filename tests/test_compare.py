@@ -22,6 +22,7 @@ from autoprune.search.comparison_figures import place_boxes
 from autoprune.search.comparison_records import ComparisonSettings, file_candidates, preset_candidates
 from autoprune.search.comparison_report import comparison_table, write_comparison
 from autoprune.search.progress import NullProgress, RichProgress
+from autoprune.search.prompt_files import read_prompts
 from autoprune.search.space import SearchSpace, Target
 from autoprune.search.space_file import read_space
 from autoprune.testbed.captions import prompt_set
@@ -173,6 +174,24 @@ def test_the_command_compares_every_preset_of_a_space_and_a_folder(policy_file, 
     assert all(name in shown for name in names) and "comparison-pictures.png" in shown
 
 
+def test_prompts_of_a_file_are_compared_without_scores(policy_file, tmp_path, capsys):
+    own = tmp_path / "own.txt"
+    own.write_text("\n".join(f"a {colour} {shape}" for colour in ("red", "blue") for shape in ("circle", "ring", "square")))
+    folder = tmp_path / "out"
+    arguments = [*SMALL, f"policies={policy_file}", f"prompts_file={own}", f"output={folder}"]
+    assert command.main([*arguments, "prompts=2"]) == 0
+    record = json.loads((folder / "comparison.json").read_text())
+    assert record["prompts_sha256"] == read_prompts(own).sha256()
+    for row in record["policies"]:
+        assert row["score"] is row["score_drop"] is row["score_drop_interval"] is None and row["prompts"] == 2
+    assert "| mine | file |" in (folder / "comparison.md").read_text()
+    assert command.main([*arguments, "prompts=6"]) == 2
+    assert "prompts must be at most " in capsys.readouterr().err
+    own.write_text("a red circle\na purple ring\n" * 2 + "\n".join(f"a purple ring {'of ' * count}" for count in range(9)))
+    assert command.main([*arguments, "prompts=3"]) == 2
+    assert "the embedded text encoder knows a closed vocabulary, got 'purple'; " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -188,6 +207,8 @@ def test_the_command_compares_every_preset_of_a_space_and_a_folder(policy_file, 
         (["policies=EMPTY"], "policies must be a policy file or a folder with some, "),
         (["policies=OTHER"], "other.json: the policy is for backbone 'other', not 'tiny'; "),
         (["policies=BROKEN"], "broken.json is not complete JSON"),
+        (["prompts_file=missing"], "prompts 'missing' cannot be read (No such file or directory); "),
+        (["prompts=own.txt"], "prompts must be a whole number, got 'own.txt'."),
         (["output=/dev/null/x"], "output '/dev/null/x' must be writable (Not a directory); choose another folder."),
     ],
 )

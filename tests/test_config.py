@@ -12,7 +12,9 @@ from autoprune.backbones import BACKBONES
 from autoprune.errors import UserError
 from autoprune.search.config import read_settings, run_composed
 from autoprune.search.folders import shipped_folder
-from autoprune.search.settings import LATENCIES, SAMPLERS
+from autoprune.search.settings import LATENCIES, QUALITIES, SAMPLERS
+
+OWN = "".join(f"prompt {number}\n" for number in range(400))
 
 
 def composed(monkeypatch, *overrides):
@@ -51,15 +53,18 @@ def test_a_multirun_is_one_study_a_choice(monkeypatch):
 
 def test_every_choice_of_every_group_composes(monkeypatch):
     groups = [path for path in shipped_folder("conf").iterdir() if path.is_dir()] + [shipped_folder("search_spaces")]
+    Path("own.txt").write_text(OWN)
     for group in groups:
         for choice in group.glob("*.yaml"):
-            (run,) = composed(monkeypatch, f"{group.name}={choice.stem}")
+            needed = ("prompts=own.txt",) if choice.stem == "fidelity" else ()
+            (run,) = composed(monkeypatch, f"{group.name}={choice.stem}", *needed)
             chosen = run.composed.get(group.name, {})
             assert chosen.get("name", choice.stem) == choice.stem
 
 
 def test_every_backbone_sampler_and_latency_has_its_file():
-    for group, names in (("backbone", BACKBONES), ("sampler", SAMPLERS), ("latency", LATENCIES)):
+    qualities = ("auto", *QUALITIES)
+    for group, names in (("backbone", BACKBONES), ("sampler", SAMPLERS), ("latency", LATENCIES), ("quality", qualities)):
         assert {path.stem for path in (shipped_folder("conf") / group).glob("*.yaml")} == set(names)
 
 
@@ -69,13 +74,18 @@ def test_every_backbone_sampler_and_latency_has_its_file():
         ("nokey=3", "unknown setting 'nokey'; choose from backbone, budget, latency, "),
         ("budget.trial=3", "unknown setting 'budget.trial'; choose from front, minutes, trials."),
         ("+budget.trial=3", "unknown setting 'budget.trial'; "),
-        ("backbone=nope", "unknown backbone 'nope'; choose from tiny"),
+        ("backbone=nope", "unknown backbone 'nope'; choose from "),
         ("sampler=foo", "unknown sampler 'foo'; choose from gp, nsga2, random, tpe."),
         ("search_spaces=foo", "unknown search_spaces 'foo'; choose from faststar, fastvar, "),
         ("samplers=gp", "unknown setting 'samplers'; choose from "),
         ("budget.trials=many", "budget.trials must be a valid integer, got 'many'."),
         ("budget.trials=0", "budget.trials must be at least 1, got 0."),
         ("quality.max_score_drop=1.5", "quality.max_score_drop must be in [0, 1], got 1.5."),
+        ("quality.max_loss=-1", "quality.max_loss must be in [0, 1], got -1.0."),
+        ("quality=foo", "unknown quality 'foo'; choose from auto, fidelity, scenes."),
+        ("quality.name=foo", "unknown quality 'foo'; choose from scenes, fidelity."),
+        ("quality=fidelity", "quality fidelity needs prompts, got none; give prompts=FILE."),
+        ("prompts=missing.txt", "prompts 'missing.txt' cannot be read (No such file or directory); give a file or a folder."),
         ("tracker.name=mlflow", "tracker.name must be 'wandb' or 'none', got 'mlflow'."),
         ("search_spaces.dimensions.keep.high=1.2", "keep ratios need 0 < low < high <= 1"),
         ("study.name=${nothing}", "the settings do not compose (Interpolation key 'nothing' not found); "),
@@ -87,6 +97,35 @@ def test_a_mistake_is_one_sentence(monkeypatch, override, sentence):
         composed(monkeypatch, override)
     assert str(caught.value).startswith(sentence)
     assert "\n" not in str(caught.value)
+
+
+def test_own_prompts_choose_the_quality_without_a_score(monkeypatch):
+    assert composed(monkeypatch)[0].study.quality.name == "scenes"
+    Path("own.txt").write_text(OWN)
+    (run,) = composed(monkeypatch, "prompts=own.txt", "quality.prompts=7", "quality.max_loss=0.2")
+    quality = run.study.quality
+    assert (quality.name, quality.prompts, quality.max_drop, len(run.study.prompts.prompts)) == ("fidelity", 7, 0.2, 400)
+    (same,) = composed(monkeypatch, "prompts=own.txt", "quality=fidelity", "quality.prompts=7", "quality.max_loss=0.2")
+    assert same.study == run.study
+    with pytest.raises(UserError, match="^quality scenes makes its own prompts, got 'own.txt'; set quality=fidelity.$"):
+        composed(monkeypatch, "prompts=own.txt", "quality=scenes")
+
+
+def test_too_few_own_prompts_are_refused_before_anything_is_loaded(monkeypatch):
+    Path("own.txt").write_text("a\nb\nc\n")
+    with pytest.raises(UserError, match=r"split of the 3 prompts in 'own.txt', got 96; lower quality.prompts or give"):
+        composed(monkeypatch, "prompts=own.txt")
+
+
+def test_what_identifies_a_study_are_its_prompts_and_the_budget_in_use(monkeypatch):
+    Path("own.txt").write_text(OWN)
+    Path("shuffled.txt").write_text("\n".join(reversed(OWN.splitlines())))
+    Path("other.txt").write_text(OWN.replace("prompt 7\n", "prompt seven\n"))
+    files = ("own", "shuffled", "other")
+    own, shuffled, other = (composed(monkeypatch, f"prompts={name}.txt")[0].study.measurement_identity() for name in files)
+    assert own == shuffled != other
+    scenes = composed(monkeypatch)[0].study.measurement_identity()
+    assert "prompts" not in scenes and "max_loss" not in scenes["quality"] and "max_score_drop" not in own["quality"]
 
 
 def test_an_error_of_the_task_keeps_its_own_type(monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from autoprune.backbones import Backbone, load_backbone
-from autoprune.backbones.catalogue import EMBEDDED_WEIGHTS
+from autoprune.backbones.embedded import EMBEDDED_WEIGHTS
 from autoprune.generation import generate
 from autoprune.policy import Policy, ScalePruning
 from autoprune.testbed.captions import TASKS, Prompt, prompt_set

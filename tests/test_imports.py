@@ -22,6 +22,7 @@ LEVELS |= {
 }
 LEVELS |= dict.fromkeys(("generate", "bench", "calibrate", "compare", "__main__"), 5)
 SEARCH_PACKAGES = ("optuna", "hydra", "omegaconf", "wandb", "torchmetrics", "pydantic", "plotly", "rich", "PIL", "matplotlib")
+SEARCH_PACKAGES += ("sklearn", "scipy", "threadpoolctl", "transformers")
 
 
 def imported(tree: ast.AST) -> set[str]:

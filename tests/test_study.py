@@ -1,10 +1,12 @@
 """The ask/tell loop on the real journal, with an evaluator that computes its numbers instead of generating images."""
 
 import csv
+import io
 import json
 import math
 import multiprocessing
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -12,17 +14,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from autoprune.backbones import load_backbone
 from autoprune.errors import UserError
 from autoprune.policy import Policy, token_count
 from autoprune.search.evaluator import Evaluation, Stop
 from autoprune.search.progress import NullProgress
+from autoprune.search.prompt_files import read_prompts
 from autoprune.search.records import Measurement, StudyResult, TrialRecord
-from autoprune.search.settings import BudgetSettings, QualitySettings, SamplerSettings, StudySettings
+from autoprune.search.report import write_report
+from autoprune.search.settings import BudgetSettings, LatencySettings, QualitySettings, SamplerSettings, StudySettings
 from autoprune.search.space import SearchSpace, Target, space_for
 from autoprune.search.space_file import read_space
 from autoprune.search.study import run_study
+from autoprune.search.tables import result_table
 from autoprune.search.tracking import NullTracker
 
 SPACES = Path(__file__).parent.parent / "search_spaces"
@@ -282,6 +288,60 @@ def test_hopeless_trials_are_discarded_on_their_first_prompts(tmp_path: Path, ba
         replace(settings(tmp_path, trials=40, sampler="random", discard=False), name="all"), backbone, FormulaEvaluator(6)
     )
     assert all(trial.state == "complete" for trial in everything.trials)
+
+
+OWN = [f"a {colour} {shape} on a {tone} background" for colour in ("red", "blue") for shape in ("circle", "ring", "square")
+       for tone in ("dark", "light")]  # fmt: skip
+
+
+def own_study(folder: Path, prompts: list[str]) -> StudySettings:
+    file = folder / "own.txt"
+    file.write_text("\n".join(prompts))
+    quality = QualitySettings(name="fidelity", prompts=3, held_out_prompts=3, max_loss=1.0)
+    return settings(
+        folder,
+        trials=2,
+        space="skip",
+        prompts=read_prompts(file),
+        quality=quality,
+        latency=LatencySettings(batch=2, rounds=1),
+    )
+
+
+def test_own_prompts_go_through_a_whole_study_without_scores(tmp_path: Path, backbone) -> None:  # noqa: ANN001
+    config = own_study(tmp_path, OWN)
+    result = run_study(config, backbone=backbone, tracker=NullTracker(), progress=NullProgress())
+    rows = list(csv.DictReader((config.folder / "trials.csv").open()))
+    assert len(rows) == len(result.trials) >= 2 and {row["score_drop"] + row["score_drop_interval"] for row in rows} == {""}
+    again = run_study(config, backbone=backbone, tracker=NullTracker(), progress=NullProgress())
+    assert again.trials == result.trials, "the journal reads back"
+    document = json.loads((config.folder / "front.json").read_text())
+    assert (
+        document["dense"]["score"] is None and document["members"] and document["members"][-1]["held_out"]["score_drop"] is None
+    )
+    (fast,) = [member for member in again.front if member.tier == "fast"]
+    policy = Policy.load(fast.policy_path)
+    assert policy.measured["score_drop"] is None and policy.measured["prompts"] == 3
+    assert "a loss (1 - SSIM to dense) of at most 1," in policy.provenance["rule"] and "score" not in policy.provenance["rule"]
+    files = write_report(again, backbone, config)
+    assert len(files.picture_grids) == len({member.tier for member in again.front if member.tier})
+    text = io.StringIO()
+    Console(file=text, width=110).print(result_table(again))
+    assert re.search(r"fast +\d\.\d\dx +0\.\d{3} +- +\d+ MB", text.getvalue())
+
+
+def test_a_folder_of_other_prompts_is_refused(tmp_path: Path, backbone) -> None:  # noqa: ANN001
+    search(own_study(tmp_path, OWN), backbone, FormulaEvaluator(6))
+    search(own_study(tmp_path, OWN[::-1]), backbone, FormulaEvaluator(6))
+    with pytest.raises(UserError, match="belongs to another measurement settings .*prompts"):
+        search(own_study(tmp_path, [*OWN, "a green cross"]), backbone, FormulaEvaluator(6))
+
+
+def test_a_prompt_that_the_backbone_cannot_read_is_refused_before_a_folder_is_made(tmp_path: Path, backbone) -> None:  # noqa: ANN001
+    config, evaluator = own_study(tmp_path, [prompt + " with a hat" for prompt in OWN]), FormulaEvaluator(6)
+    with pytest.raises(UserError, match="closed vocabulary, got 'with', 'hat'; use the words: "):
+        search(config, backbone, evaluator)
+    assert not config.folder.exists() and not evaluator.asked
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in SPACES.glob("*.yaml")))

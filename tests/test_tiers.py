@@ -27,7 +27,22 @@ def test_a_looser_tier_falls_back_to_the_stricter_member_and_an_unkeepable_one_i
     assert choose_tiers([held_out(1.2, 0.01, 0.0, -0.02)], 0.05) == {}
 
 
+def unscored(latency: float, loss: float):  # noqa: ANN201
+    none = dict.fromkeys(("score_dense", "score", "score_drop", "score_drop_interval"))
+    return replace(measured(latency, loss), **none)
+
+
+def test_without_scores_each_tier_is_the_fastest_within_its_loss_and_the_budget() -> None:
+    members = [unscored(0.8, 0.05), unscored(0.6, 0.10), unscored(0.4, 0.16), unscored(0.3, 0.30), unscored(0.2, 0.33)]
+    assert choose_tiers(members, 0.32) == {"lossless": 0, "high": 1, "balanced": 2, "fast": 3}
+    assert choose_tiers(members, 0.12) == {"lossless": 0, "high": 1, "balanced": 1, "fast": 1}
+    assert choose_tiers([unscored(1.2, 0.01)], 0.32) == {}
+
+
 def test_rules_say_what_they_promise() -> None:
     assert [rule.tier for rule in TIER_RULES] == ["lossless", "high", "balanced", "fast"]
     assert "interval includes zero and a loss (1 - SSIM to dense) of at most 0.05" in TIER_RULES[0].text(0.05)
     assert "at most 0.07" in TIER_RULES[3].text(0.07)
+    alone = [rule.text(0.12, scored=False) for rule in TIER_RULES]
+    assert not any("score" in text for text in alone)
+    assert [text.split("at most ")[1].split(",")[0] for text in alone] == ["0.05", "0.1", "0.12", "0.12"]

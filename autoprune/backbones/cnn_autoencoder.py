@@ -1,9 +1,11 @@
-"""Convolutional encoder and decoder of Infinity's image tokenizer (arXiv 2412.04431), FLUX-like and without attention.
+"""Convolutional encoder and decoder of the image tokenizers: Infinity's (arXiv 2412.04431), FLUX-like and without
+attention, and VAR's (arXiv 2404.02905), with attention in the deepest level and in the middle.
 
-Submodule names follow the official state dict; `.conv` and `.norm` are the wrappers its keys show.
+Submodule names follow Infinity's official state dict; `.conv` and `.norm` are the wrappers its keys show.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,7 +20,16 @@ class Encoder(nn.Module):
     `widths` are the channels of each level, finest first; the finest level sees patches of `pixel_patch`^2 pixels.
     """
 
-    def __init__(self, bits: int, widths: Sequence[int], *, blocks: int, norm_groups: int, pixel_patch: int = 1) -> None:
+    def __init__(
+        self,
+        bits: int,
+        widths: Sequence[int],
+        *,
+        blocks: int,
+        norm_groups: int,
+        pixel_patch: int = 1,
+        attention: bool = False,
+    ) -> None:
         super().__init__()
         inputs = (widths[0], *widths[:-1])
         self.pixel_patch = pixel_patch
@@ -26,11 +37,12 @@ class Encoder(nn.Module):
         self.down = nn.ModuleList(
             Level(
                 [ResidualBlock(before if block == 0 else width, width, norm_groups=norm_groups) for block in range(blocks)],
+                attention=_attention(width, norm_groups, blocks if attention and level == len(widths) - 1 else 0),
                 downsample=Downsample(width) if level < len(widths) - 1 else None,
             )
             for level, (before, width) in enumerate(zip(inputs, widths, strict=True))
         )
-        self.mid = Middle(widths[-1], norm_groups)
+        self.mid = Middle(widths[-1], norm_groups, attention=attention)
         self.norm_out = Norm(widths[-1], norm_groups)
         self.conv_out = Conv(widths[-1], bits)
 
@@ -44,15 +56,25 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Latent [B, bits, H, W] -> image [B, 3, H * stride, W * stride], not clamped."""
 
-    def __init__(self, bits: int, widths: Sequence[int], *, blocks: int, norm_groups: int, pixel_patch: int = 1) -> None:
+    def __init__(
+        self,
+        bits: int,
+        widths: Sequence[int],
+        *,
+        blocks: int,
+        norm_groups: int,
+        pixel_patch: int = 1,
+        attention: bool = False,
+    ) -> None:
         super().__init__()
         inputs = (*widths[1:], widths[-1])
         self.pixel_patch = pixel_patch
         self.conv_in = Conv(bits, widths[-1])
-        self.mid = Middle(widths[-1], norm_groups)
+        self.mid = Middle(widths[-1], norm_groups, attention=attention)
         self.up = nn.ModuleList(
             Level(
                 [ResidualBlock(before if block == 0 else width, width, norm_groups=norm_groups) for block in range(blocks)],
+                attention=_attention(width, norm_groups, blocks if attention and level == len(widths) - 1 else 0),
                 upsample=Upsample(width) if level > 0 else None,
             )
             for level, (before, width) in enumerate(zip(inputs, widths, strict=True))
@@ -101,34 +123,52 @@ class ResidualBlock(nn.Module):
         return self.nin_shortcut(x) + hidden
 
 
+class AttentionBlock(nn.Module):
+    """Every cell attends to every cell, with one head, and adds the outcome to itself."""
+
+    def __init__(self, channels: int, *, norm_groups: int) -> None:
+        super().__init__()
+        self.norm = Norm(channels, norm_groups)
+        self.qkv = Conv(channels, 3 * channels, kernel=1)
+        self.proj_out = Conv(channels, channels, kernel=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2)[:, None].chunk(3, dim=-1)
+        mixed = F.scaled_dot_product_attention(q, k, v)[:, 0].transpose(1, 2)
+        return x + self.proj_out(mixed.reshape(x.shape))
+
+
 class Middle(nn.Module):
-    def __init__(self, channels: int, norm_groups: int) -> None:
+    def __init__(self, channels: int, norm_groups: int, *, attention: bool = False) -> None:
         super().__init__()
         self.block_1 = ResidualBlock(channels, channels, norm_groups=norm_groups)
+        self.attn_1 = AttentionBlock(channels, norm_groups=norm_groups) if attention else nn.Identity()
         self.block_2 = ResidualBlock(channels, channels, norm_groups=norm_groups)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.block_2(self.block_1(x))
+        return self.block_2(self.attn_1(self.block_1(x)))
 
 
 class Level(nn.Module):
-    """Residual blocks of one resolution and the change to the next one, where there is one."""
+    """Residual blocks of one resolution, attention after each if any, and the change to the next one, where there is one."""
 
     def __init__(
         self,
         blocks: Sequence[nn.Module],
         *,
+        attention: Iterable[nn.Module] = (),
         downsample: nn.Module | None = None,
         upsample: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.block = nn.ModuleList(blocks)
+        self.attn = nn.ModuleList(attention)
         self.downsample = downsample or nn.Identity()
         self.upsample = upsample or nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        for block in self.block:
-            x = block(x)
+        for block, attention in zip_longest(self.block, self.attn):
+            x = block(x) if attention is None else attention(block(x))
         return self.upsample(self.downsample(x))
 
 
@@ -149,3 +189,7 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+def _attention(channels: int, norm_groups: int, count: int) -> list[AttentionBlock]:
+    return [AttentionBlock(channels, norm_groups=norm_groups) for _ in range(count)]

@@ -65,8 +65,11 @@ class Transformer(Protocol):
     def logits(self, x: Tensor, conditioning: Conditioning) -> Tensor:
         """x [R, N, C] -> float32 logits [R, N, d, 2] of bits or [R, N, V] of codes."""
 
-    def refined(self, codes: Tensor, x: Tensor, conditioning: Conditioning, draw: "ResidualDraw") -> Tensor:
-        """Returns the codes [B, d, h, w] of the last scale with the residual that belongs to hidden states x [R, N, C]."""
+    def refined(self, codes: Tensor, x: Tensor, draw: "ResidualDraw", *, weight: float) -> Tensor:
+        """Returns the codes [B, d, h, w] of the last scale with the residual that belongs to hidden states x [R, N, C].
+
+        `weight` guides two branches; `draw(step, shape)` is normal noise [B, *shape] of one step.
+        """
 
 
 class Tokenizer(Protocol):

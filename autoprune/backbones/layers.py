@@ -1,4 +1,4 @@
-"""The transformer parts of Infinity, with the names of the official state dict (arXiv 2412.04431)."""
+"""The transformer parts of Infinity (arXiv 2412.04431), with the names of the official state dict; VAR shares some."""
 
 from collections.abc import Callable
 
@@ -29,11 +29,12 @@ class SelfAttention(nn.Module):
         self.mat_qkv = nn.Linear(width, 3 * width, bias=False)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, rotation: Tensor, attention: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
-        """x [R, L, C]; `rotation` [2, (R, 1,) L, D]; `attention` gets q, k, v [R, H, L, D] and adds the earlier keys."""
+    def forward(self, x: Tensor, rotation: Tensor | None, attention: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+        """x [R, L, C]; `rotation` [2, (R, 1,) L, D] or None; `attention` gets q, k, v [R, H, L, D], adds the earlier keys."""
         bias = torch.cat((self.q_bias, self.zero_k_bias, self.v_bias))
         qkv = functional.linear(x, self.mat_qkv.weight, bias).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        q, k = rotate(functional.normalize(qkv[:2], dim=-1, eps=1e-12), rotation)
+        normalised = functional.normalize(qkv[:2], dim=-1, eps=1e-12)
+        q, k = normalised if rotation is None else rotate(normalised, rotation)
         q = q * self.scale_mul_1H11.clamp_max(SCALE_LIMIT).exp()
         return self.proj(attention(q, k, qkv[2]).transpose(1, 2).flatten(2))
 

@@ -3,7 +3,8 @@
 Source: the official Infinity repository (dynamic resolution table); images always use t = 1.
 """
 
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 
 from autoprune.errors import UserError, unknown_name
 from autoprune.policy import Grid
@@ -46,6 +47,11 @@ def scale_schedule(h_div_w: float = 1.0, pixel_budget: str = "0.06M") -> tuple[G
         raise UserError(f"h_div_w (height / width) must be above 0, got {h_div_w}.")
     nearest = min(ASPECT_RATIOS, key=lambda ratio: abs(ratio - h_div_w))
     return TEMPLATES[nearest][: PIXEL_BUDGETS[pixel_budget]]
+
+
+def pixel_budget_schedules(pixel_budget: str) -> Callable[[float], tuple[Grid, ...]]:
+    """Returns the function from an aspect ratio to its schedule."""
+    return partial(scale_schedule, pixel_budget=pixel_budget)
 
 
 @lru_cache(maxsize=64)

@@ -122,7 +122,7 @@ class Sandwich:
                 self.caches[self.scale.index, site, restorer] = (own, self.scale.grid)
 
     def _record_delta(self, x: Tensor, out: Tensor) -> None:
-        change = (out.float() - x.float()).square().mean(dim=-1)
+        change = (out.float() - x.float()).square().mean(dim=-1)[:, -self.scale.tokens :]  # without a prefix
         if self._whole is not None:
             full = change.new_zeros(len(change), self.scale.tokens)
             change = full.scatter(1, self._whole.kept, change)

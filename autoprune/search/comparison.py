@@ -15,14 +15,16 @@ from autoprune.measure.device import device_identity
 from autoprune.measure.latency import Timing, timed
 from autoprune.measure.memory import PeakMemory
 from autoprune.measure.quality import similarity
-from autoprune.measure.statistics import bootstrap_interval, median_and_spread, paired_interval
+from autoprune.measure.statistics import bootstrap_interval, median_and_spread
 from autoprune.policy import Policy
 from autoprune.pruning.plan import WHOLE_SCALE, Plan, ScalePlan, chunk_site, compile_plan, site
 from autoprune.rules import SUBLAYERS
 from autoprune.search.comparison_records import DENSE, Candidate, ComparedPolicy, Comparison, ComparisonSettings
-from autoprune.search.quality import make_quality
+from autoprune.search.prompt_files import PromptFile
+from autoprune.search.quality import check_texts, make_quality
 from autoprune.search.records import Measurement
 from autoprune.search.settings import QualitySettings
+from autoprune.search.tally import concatenated, score_fields
 
 if TYPE_CHECKING:
     from autoprune.search.progress import NullProgress
@@ -31,11 +33,17 @@ PICTURES = 7  # prompts that are drawn: one a task of the embedded world
 
 
 def compare(
-    backbone: Backbone, candidates: Sequence[Candidate], settings: ComparisonSettings, *, progress: "NullProgress"
+    backbone: Backbone,
+    candidates: Sequence[Candidate],
+    settings: ComparisonSettings,
+    *,
+    progress: "NullProgress",
+    prompts: PromptFile | None = None,
 ) -> Comparison:
-    """Measures dense and every candidate; Ctrl-C after the first round ends it with the rounds that are done.
+    """Measures dense and every candidate, on `prompts` without scores where they are given; Ctrl-C after the first round
+    ends it with the rounds that are done.
 
-    Raises UserError for a policy that does not fit the backbone and for a name that is given twice.
+    Raises UserError for a policy that does not fit the backbone, a name given twice, and prompts too few or unreadable.
     """
     schedule = backbone.scale_schedule()
     names = [DENSE, *(candidate.name for candidate in candidates)]
@@ -44,7 +52,8 @@ def compare(
         if names.count(candidate.name) > 1:
             raise UserError(f"policy names must differ, {candidate.name!r} is given twice; rename one.")
     dense = Candidate(DENSE, Policy(backbone.name, backbone.depth, schedule), "the unpruned model", DENSE)
-    run = _Run(backbone, (dense, *candidates), settings)
+    run = _Run(backbone, (dense, *candidates), settings, prompts)
+    check_texts(run.texts, backbone, batch=settings.batch)
     interrupted = run.measure(progress)
     return Comparison(
         backbone=backbone.name,
@@ -52,6 +61,7 @@ def compare(
         scale_schedule=schedule,
         device=device_identity(backbone.device, backbone.dtype),
         settings=settings,
+        prompts_sha256=prompts.sha256() if prompts else "",
         policies=tuple(run.compared(candidate) for candidate in (dense, *candidates)),
         pictures=run.pictures,
         texts=tuple(run.texts[: min(PICTURES, settings.batch)]),
@@ -103,11 +113,11 @@ def _computed_at(scale: ScalePlan, layer: int, *, chunk: int, sublayer: str) -> 
 
 @dataclass(frozen=True)
 class _Pairs:
-    """Per image [n]: SSIM and PSNR against dense, and the scene score."""
+    """Per image [n]: SSIM and PSNR against dense, and the score, None without any."""
 
     ssim: np.ndarray
     psnr: np.ndarray
-    score: np.ndarray
+    score: np.ndarray | None
 
 
 @dataclass(frozen=True)
@@ -121,11 +131,17 @@ class _Round:
 class _Run:
     """The generations of one comparison. A round enters whole or not at all."""
 
-    def __init__(self, backbone: Backbone, candidates: Sequence[Candidate], settings: ComparisonSettings) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        candidates: Sequence[Candidate],
+        settings: ComparisonSettings,
+        prompts: PromptFile | None,
+    ) -> None:
         quality = QualitySettings()
         self._backbone, self._settings = backbone, settings
         self._policies = {candidate.name: candidate.policy for candidate in candidates}
-        self._quality = make_quality(quality)
+        self._quality = make_quality(quality, prompts)
         self._prompts = self._quality.prompts("held_out", settings.prompts)
         self._seed = settings.seed + quality.held_out_seed
         self._peaks: dict[str, float] = {}
@@ -223,14 +239,14 @@ class _Run:
         near = similarity(images, dense)
         return _Pairs(near.ssim.numpy().astype(float), near.psnr.numpy().astype(float), self._quality.score(images, prompts))
 
-    def _images(self, name: str, what: str) -> np.ndarray:
-        return np.concatenate([getattr(turn.pairs[name], what) for turn in self.rounds if turn.pairs])
+    def _images(self, name: str, what: str) -> np.ndarray | None:
+        return concatenated([getattr(turn.pairs[name], what) for turn in self.rounds if turn.pairs])
 
     def _timing(self, name: str) -> Timing:
         return Timing.of([turn.seconds[name] for turn in self.rounds if turn.seconds])
 
     def _measurement(self, name: str, timing: Timing) -> Measurement:
-        ssim, score, dense = self._images(name, "ssim"), self._images(name, "score"), self._images(DENSE, "score")
+        ssim = self._images(name, "ssim")
         dense_latency = self._timing(DENSE).median
         return Measurement(
             latency=timing.median,
@@ -240,12 +256,9 @@ class _Run:
             loss=float(1 - ssim.mean()),
             ssim=float(ssim.mean()),
             psnr=float(self._images(name, "psnr").mean()),
-            score_dense=float(dense.mean()),
-            score=float(score.mean()),
-            score_drop=float((dense - score).mean()),
-            score_drop_interval=paired_interval(dense, score),
+            **score_fields(self._images(DENSE, "score"), self._images(name, "score")),
             peak_memory_mb=self._peaks[name],
-            prompts=len(score),
+            prompts=len(ssim),
             seed=self._seed,
             batch=min(self._settings.batch, len(self._prompts)),
             latency_source="measured",

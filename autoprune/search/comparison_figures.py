@@ -121,7 +121,8 @@ def save_comparison_pictures(comparison: Comparison, path: Path) -> Path:
             sheet.paste(picture, (left, top + row * (side[1] + _GAP)))
     for row, text in enumerate(comparison.texts):
         place = (_GAP, top + row * (side[1] + _GAP) + 4)
-        draw.multiline_text(place, textwrap.fill(text, 22), fill="#374151", font=font, spacing=4)
+        shown = textwrap.fill(text, 22, max_lines=max(1, side[1] // (_FONT + 7)), placeholder=" ...")
+        draw.multiline_text(place, shown, fill="#374151", font=font, spacing=4)
     sheet.save(path)
     return path
 

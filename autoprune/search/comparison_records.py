@@ -72,8 +72,9 @@ class ComparedPolicy:
 class Comparison:
     """What compare() found: dense, then every policy in the order given.
 
-    `pictures` holds images [P, 3, H, W] of the first prompts by policy name, `texts` those prompts. `rounds` counts
-    finished rounds; after Ctrl-C (`interrupted`) they may be fewer than asked for.
+    `prompts_sha256` identifies prompts of the user's own (PromptFile.sha256), empty for rendered scenes'. `pictures` holds
+    images [P, 3, H, W] of the first prompts by policy name, `texts` those prompts. `rounds` counts finished rounds; after
+    Ctrl-C (`interrupted`) they may be fewer than asked for.
     """
 
     backbone: str
@@ -81,6 +82,7 @@ class Comparison:
     scale_schedule: tuple[Grid, ...]
     device: Mapping[str, object]
     settings: ComparisonSettings
+    prompts_sha256: str
     policies: tuple[ComparedPolicy, ...]
     pictures: Mapping[str, Tensor]
     texts: tuple[str, ...]

@@ -5,7 +5,7 @@ OmegaConf and Hydra objects do not get past this file.
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from autoprune.errors import UserError
 from autoprune.search.folders import shipped_folder
+from autoprune.search.prompt_files import PromptFile, read_prompts
 from autoprune.search.settings import BudgetSettings, LatencySettings, QualitySettings, SamplerSettings, StudySettings
 from autoprune.search.space_file import space_from_document
 
@@ -68,6 +69,7 @@ class _Study(_Strict):
 
 class _Composed(_Strict):
     backbone: BackboneChoice
+    prompts: Path | None = None
     search_spaces: dict[str, object]
     quality: QualitySettings
     latency: LatencySettings
@@ -112,6 +114,7 @@ def read_settings(config: DictConfig) -> RunSettings:
         raise UserError(_sentence(error)) from None
     except ValidationError as error:
         raise UserError(_first_problem(error)) from None
+    prompts = valid.prompts and read_prompts(valid.prompts)
     study = StudySettings(
         directory=valid.study.dir,
         name=valid.study.name,
@@ -119,12 +122,18 @@ def read_settings(config: DictConfig) -> RunSettings:
         seed=valid.study.seed,
         sampler=valid.sampler,
         latency=valid.latency,
-        quality=valid.quality,
+        quality=_quality(valid.quality, prompts),
         budget=valid.budget,
+        prompts=prompts,
         discard=valid.study.discard,
         shared_prefix_mb=valid.study.shared_prefix_mb,
     )
     return RunSettings(backbone=valid.backbone, study=study, tracker=valid.tracker, composed=composed)
+
+
+def _quality(chosen: QualitySettings, prompts: PromptFile | None) -> QualitySettings:
+    """Returns the settings with `auto` decided: nothing detects what a user's own prompts ask for."""
+    return chosen if chosen.name != "auto" else replace(chosen, name="fidelity" if prompts else "scenes")
 
 
 class _SearchSpacesBesideConf(SearchPathPlugin):

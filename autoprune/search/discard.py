@@ -18,9 +18,9 @@ def discard_reason(first: Measurement, rivals: Collection[Measurement], quality:
     `first` covers the first batch; `rivals` are the first batches of feasible trials, on the same prompts and seeds.
     Optimistic means: no net drop on all prompts still to come, one prompt won back; 5 % less latency, 10 % less loss.
     """
-    lost = first.score_drop * first.prompts
-    if (lost - 1) / quality.prompts > quality.max_score_drop:
-        return f"{lost:.0f} of {first.prompts} prompts lost; the score drop cannot stay within {quality.max_score_drop:g}"
+    beyond = _beyond_budget(first, quality)
+    if beyond:
+        return beyond
     if any(rival.loss == first.loss and rival.latency * (1 - LATENCY_MARGIN) < first.latency for rival in rivals):
         return "the same images as a known policy's on the first prompts, and no faster"
     latency, loss = first.latency * (1 - LATENCY_MARGIN), first.loss * (1 - LOSS_MARGIN)
@@ -31,7 +31,17 @@ def discard_reason(first: Measurement, rivals: Collection[Measurement], quality:
 
 def constraint_values(measurement: Measurement, quality: QualitySettings) -> dict[str, float]:
     """Returns the constraints of a study, each at most 0 where it holds."""
-    values = {"score_drop": measurement.score_drop - quality.max_score_drop}
+    values = {"score_drop" if measurement.scored else "loss": measurement.drop - quality.max_drop}
     if quality.max_memory_mb is not None:
         values["memory_mb"] = measurement.peak_memory_mb - quality.max_memory_mb
     return values
+
+
+def _beyond_budget(first: Measurement, quality: QualitySettings) -> str:
+    if not first.scored:
+        hopeless = first.loss * (1 - LOSS_MARGIN) > quality.max_loss
+        return f"a loss of {first.loss:.3f} on the first prompts cannot stay within {quality.max_loss:g}" if hopeless else ""
+    lost = first.score_drop * first.prompts
+    if (lost - 1) / quality.prompts > quality.max_score_drop:
+        return f"{lost:.0f} of {first.prompts} prompts lost; the score drop cannot stay within {quality.max_score_drop:g}"
+    return ""

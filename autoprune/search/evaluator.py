@@ -14,7 +14,6 @@ from autoprune.generation import generate
 from autoprune.measure.latency import LatencyTable, ScaleClock, Timing, interleaved, plan_keys, rest_key, timed
 from autoprune.measure.memory import PeakMemory
 from autoprune.measure.quality import similarity
-from autoprune.measure.statistics import paired_interval
 from autoprune.policy import Policy
 from autoprune.prefix import DensePrefix, record_prefix
 from autoprune.pruning.plan import Plan, compile_plan
@@ -22,7 +21,7 @@ from autoprune.search.quality import make_quality
 from autoprune.search.records import Measurement
 from autoprune.search.settings import StudySettings
 from autoprune.search.shared_prefixes import SharedPrefixes
-from autoprune.search.tally import DENSE, Pairs, Tally
+from autoprune.search.tally import DENSE, Pairs, Tally, score_fields
 from autoprune.state import Snapshot
 
 Stop = Callable[[Measurement], str]
@@ -74,11 +73,11 @@ class _Work:
 
 @dataclass(frozen=True)
 class _Batch:
-    """A piece of work with the dense images and scores to pair with."""
+    """A piece of work with the dense images and scores (None without any) to pair with."""
 
     work: _Work
     images: Tensor
-    score: np.ndarray
+    score: np.ndarray | None
 
 
 class GenerationEvaluator:
@@ -89,7 +88,7 @@ class GenerationEvaluator:
 
     def __init__(self, backbone: Backbone, settings: StudySettings, *, table: LatencyTable | None = None) -> None:
         self._backbone, self._settings = backbone, settings
-        self._quality = make_quality(settings.quality)
+        self._quality = make_quality(settings.quality, settings.prompts)
         self._batches: list[_Batch] = []
         self._turn = 0
         self._asked: float | None = None
@@ -248,12 +247,9 @@ class GenerationEvaluator:
             loss=1 - ssim,
             ssim=ssim,
             psnr=float(pairs.psnr.mean()),
-            score_dense=float(pairs.dense.mean()),
-            score=float(pairs.score.mean()),
-            score_drop=float((pairs.dense - pairs.score).mean()),
-            score_drop_interval=paired_interval(pairs.dense, pairs.score),
+            **score_fields(pairs.dense, pairs.score),
             peak_memory_mb=memory,
-            prompts=len(pairs.score),
+            prompts=len(pairs.ssim),
             seed=self._settings.seed,
             batch=len(self._batches[0].work.prompts),
             latency_source="measured",

@@ -28,7 +28,7 @@ def save_picture_grid(path: Path, *, dense: torch.Tensor, pruned: torch.Tensor, 
     difference = (_GAIN * (dense - pruned).abs().mean(1, keepdim=True)).clamp(0, 1).expand_as(dense)
     for row, prompt in enumerate(prompts):
         top = _HEAD + row * (side[1] + _GAP)
-        wrapped = "\n".join(textwrap.wrap(prompt, 24))
+        wrapped = "\n".join(textwrap.wrap(prompt, 24, max_lines=max(1, side[1] // (_FONT + 8)), placeholder=" ..."))
         draw.multiline_text((_GAP, top + 4), wrapped, fill="#374151", font=ImageFont.load_default(_FONT), spacing=5)
         for left, images in zip(lefts, (dense, pruned, difference), strict=True):
             sheet.paste(_picture(images[row]).resize(side, Image.Resampling.NEAREST), (left, top))

@@ -156,7 +156,9 @@ def _front_series(front: Sequence[FrontMember]) -> _Series:
 
 
 def _hover(head: str, measured: Measurement, *, policy: Policy) -> str:
-    numbers = f"{measured.speed_up:.2f}x, loss {measured.loss:.3f}, score drop {drop_text(measured)} points"
+    numbers = f"{measured.speed_up:.2f}x, loss {measured.loss:.3f}"
+    if measured.scored:
+        numbers += f", score drop {drop_text(measured)} points"
     return "<br>".join([f"<b>{head}</b>", numbers, *schedule_lines(policy)])
 
 

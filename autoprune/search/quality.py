@@ -4,23 +4,25 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from autoprune.errors import unknown_name
+from autoprune.backbones import Backbone
 from autoprune.measure.device import one_blas_thread
-from autoprune.search.settings import QualitySettings
+from autoprune.search.prompt_files import PromptFile, TextPrompt
+from autoprune.search.settings import QualitySettings, StudySettings
 from autoprune.testbed.captions import Prompt, prompt_set
 from autoprune.testbed.score import score_images
 
 
 class Quality(Protocol):
-    """Prompts of the two disjoint splits, and a score in [0, 1] per image (1 is right)."""
+    """Prompts of the two disjoint splits, and a score in [0, 1] per image (1 is right), None where nothing scores."""
 
     def prompts(self, split: str, count: int) -> Sequence[object]: ...
 
     def texts(self, prompts: Sequence[object]) -> list[str]: ...
 
-    def score(self, images: Tensor, prompts: Sequence[object]) -> np.ndarray: ...
+    def score(self, images: Tensor, prompts: Sequence[object]) -> np.ndarray | None: ...
 
 
 class SceneQuality:
@@ -43,11 +45,38 @@ class SceneQuality:
             return score_images(images, prompts, threshold=self._threshold).correct.astype(float)
 
 
-QUALITIES = {"scenes": SceneQuality}
+class FidelityQuality:
+    """The user's own prompts; what counts is the distance to the dense images, nothing scores an image by itself."""
+
+    def __init__(self, prompts: PromptFile) -> None:
+        self._prompts = prompts
+
+    def prompts(self, split: str, count: int) -> list[TextPrompt]:
+        """Returns `count` prompts of "search" or "held_out", the same at every call. Raises UserError for too few."""
+        return self._prompts.take(split, count)
+
+    def texts(self, prompts: Sequence[TextPrompt]) -> list[str]:
+        """Returns what the text encoder reads."""
+        return [prompt.text for prompt in prompts]
+
+    def score(self, images: Tensor, prompts: Sequence[TextPrompt]) -> None:
+        """Returns None."""
 
 
-def make_quality(settings: QualitySettings) -> Quality:
-    """Returns the quality object of the settings. Raises UserError for an unknown name."""
-    if settings.name not in QUALITIES:
-        raise unknown_name("quality", settings.name, QUALITIES)
-    return QUALITIES[settings.name](settings)
+def make_quality(settings: QualitySettings, prompts: PromptFile | None) -> Quality:
+    """Returns the quality object: `fidelity` of the user's own prompts, `scenes` without any."""
+    return SceneQuality(settings) if prompts is None else FidelityQuality(prompts)
+
+
+def check_prompts(settings: StudySettings, backbone: Backbone) -> None:
+    """Encodes every prompt of a study, so that the UserError for one the backbone cannot read comes before any work."""
+    quality = make_quality(settings.quality, settings.prompts)
+    for split, count in settings.quality.counts.items():
+        check_texts(quality.texts(quality.prompts(split, count)), backbone, batch=settings.latency.batch)
+
+
+@torch.inference_mode()
+def check_texts(texts: Sequence[str], backbone: Backbone, *, batch: int) -> None:
+    """Encodes texts, `batch` at a time. Raises the backbone's UserError for one that it cannot read."""
+    for first in range(0, len(texts), batch):
+        backbone.encode_text(texts[first : first + batch])

@@ -17,7 +17,8 @@ class Measurement:
     Latencies are seconds per batch: `latency` the median, `latency_spread` half the interquartile range. `loss` is
     1 - SSIM against the dense images (0 is dense), `psnr` is in dB. `score_drop` is the paired mean of dense minus
     pruned scene score (positive is worse) with its 95 % interval. `latency_source` is `measured` for real interleaved
-    runs and `table` for an estimate summed from per-scale times. `peak_memory_mb` is None where nothing limits it in trials.
+    runs and `table` for an estimate summed from per-scale times. `peak_memory_mb` is None where nothing limits it in trials,
+    the score fields are None for prompts that nothing scores.
     """
 
     latency: float
@@ -27,24 +28,35 @@ class Measurement:
     loss: float
     ssim: float
     psnr: float
-    score_dense: float
-    score: float
-    score_drop: float
-    score_drop_interval: tuple[float, float]
+    score_dense: float | None
+    score: float | None
+    score_drop: float | None
+    score_drop_interval: tuple[float, float] | None
     peak_memory_mb: float | None
     prompts: int
     seed: int
     batch: int
     latency_source: str
 
+    @property
+    def scored(self) -> bool:
+        """Returns whether the images were scored against their prompts."""
+        return self.score_drop is not None
+
+    @property
+    def drop(self) -> float:
+        """Returns what a study's quality budget limits (0 is dense): the score drop, the loss where nothing scores."""
+        return self.score_drop if self.scored else self.loss
+
     def to_plain(self) -> dict[str, object]:
         """Returns the fields as JSON values."""
-        return asdict(self) | {"score_drop_interval": list(self.score_drop_interval)}
+        return asdict(self) | {"score_drop_interval": self.score_drop_interval and list(self.score_drop_interval)}
 
     @staticmethod
     def from_plain(plain: Mapping[str, object]) -> "Measurement":
         """Reads what `to_plain` wrote."""
-        return Measurement(**(dict(plain) | {"score_drop_interval": tuple(plain["score_drop_interval"])}))
+        interval = plain["score_drop_interval"]
+        return Measurement(**(dict(plain) | {"score_drop_interval": interval and tuple(interval)}))
 
 
 @dataclass(frozen=True)
@@ -107,7 +119,7 @@ class DimensionRow:
 class Rivalry:
     """The validated front against the presets timed beside it.
 
-    Hypervolumes of what keeps the score budget, from one corner (front.reference_of). `ratios`: by preset that no other
+    Hypervolumes of what keeps the quality budget, from one corner (front.reference_of). `ratios`: by preset that no other
     preset beats, speed-up of the fastest front member of at most its loss / its own. `best`: the preset of largest hypervolume.
     """
 

@@ -6,13 +6,13 @@ from autoprune.search.front import hypervolume, non_dominated, objectives, refer
 from autoprune.search.records import Measurement, Rivalry
 
 
-def rivalry(front: Sequence[Measurement], presets: Mapping[str, Measurement], *, max_score_drop: float) -> Rivalry | None:
+def rivalry(front: Sequence[Measurement], presets: Mapping[str, Measurement], *, max_drop: float) -> Rivalry | None:
     """Compares held-out measurements of one interleaved run; None without a preset that keeps the budget."""
-    rivals = {name: measured for name, measured in presets.items() if measured.score_drop <= max_score_drop}
+    rivals = {name: measured for name, measured in presets.items() if measured.drop <= max_drop}
     rivals = {name: rivals[name] for name in non_dominated(rivals, lambda name: objectives(rivals[name]))}
     if not rivals:
         return None
-    members = [measured for measured in front if measured.score_drop <= max_score_drop]
+    members = [measured for measured in front if measured.drop <= max_drop]
     reference = reference_of(map(objectives, [*members, *rivals.values()]))
     ratios = {}
     for name, rival in rivals.items():

@@ -4,8 +4,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from autoprune.errors import UserError, unknown_name
+from autoprune.search.prompt_files import PromptFile
 from autoprune.search.space_file import SpaceDefinition
 
+QUALITIES = ("scenes", "fidelity")
 SAMPLERS = ("gp", "tpe", "nsga2", "random")
 LATENCIES = ("table", "measured")
 
@@ -45,10 +47,11 @@ class LatencySettings:
 
 @dataclass(frozen=True)
 class QualitySettings:
-    """Prompts, thresholds and budgets of quality.
+    """Prompts, thresholds and budgets of quality: `scenes` scores images of its own prompts, `fidelity` has no score.
 
     `prompts` and `held_out_prompts` count images of a trial and of the final measurement. A trial is feasible when its
-    paired mean scene-score drop is at most `max_score_drop` (and its peak memory at most `max_memory_mb`, if set).
+    paired mean scene-score drop is at most `max_score_drop`, without scores its mean loss (1 - SSIM to dense) at most
+    `max_loss` (and its peak memory at most `max_memory_mb`, if set). The default of `max_loss` is twice FAITHFUL_LOSS.
     The final measurement uses fewer prompts when the budget's minutes run out; `held_out_seed` is added to its seed.
     """
 
@@ -57,16 +60,28 @@ class QualitySettings:
     held_out_prompts: int = 160
     threshold: float = 0.75
     max_score_drop: float = 0.12
+    max_loss: float = 0.32
     max_memory_mb: float | None = None
     held_out_seed: int = 1_000_003
 
     def __post_init__(self) -> None:
         for name in ("prompts", "held_out_prompts"):
             _at_least(f"quality.{name}", getattr(self, name), 1)
-        if not 0 <= self.max_score_drop <= 1:
-            raise UserError(f"quality.max_score_drop must be in [0, 1], got {self.max_score_drop}.")
+        for name in ("max_score_drop", "max_loss"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"quality.{name} must be in [0, 1], got {getattr(self, name)}.")
         if self.held_out_seed == 0:
             raise UserError("quality.held_out_seed must not be 0: held-out noise would equal the search's.")
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Returns the number of prompts by split."""
+        return {"search": self.prompts, "held_out": self.held_out_prompts}
+
+    @property
+    def max_drop(self) -> float:
+        """Returns the quality budget, which limits `Measurement.drop`."""
+        return self.max_loss if self.name == "fidelity" else self.max_score_drop
 
 
 @dataclass(frozen=True)
@@ -89,7 +104,8 @@ class BudgetSettings:
 class StudySettings:
     """Everything a study needs besides the backbone. `directory`/`name` is the study folder.
 
-    Trials start where dense runs of their prompts had got to; what that takes is at most `shared_prefix_mb`, 0 for none.
+    `prompts` are the user's own, which the quality `fidelity` needs and no other one takes. Trials start where dense runs
+    of their prompts had got to; what that takes is at most `shared_prefix_mb`, 0 for none.
     """
 
     directory: Path
@@ -100,10 +116,12 @@ class StudySettings:
     latency: LatencySettings = field(default_factory=LatencySettings)
     quality: QualitySettings = field(default_factory=QualitySettings)
     budget: BudgetSettings = field(default_factory=BudgetSettings)
+    prompts: PromptFile | None = None
     discard: bool = True
     shared_prefix_mb: int = 2048
 
     def __post_init__(self) -> None:
+        self._check_prompts()
         _at_least("study.shared_prefix_mb", self.shared_prefix_mb, 0)
 
     @property
@@ -118,7 +136,23 @@ class StudySettings:
 
     def measurement_identity(self) -> dict[str, object]:
         """Returns what must be equal for two runs' numbers to belong to one study (budget and sampler may differ)."""
-        return {"seed": self.seed, "latency": asdict(self.latency), "quality": asdict(self.quality)}
+        unused = ("max_loss",) if self.prompts is None else ("max_score_drop", "threshold")
+        quality = {name: value for name, value in asdict(self.quality).items() if name not in unused}
+        identity = {"seed": self.seed, "latency": asdict(self.latency), "quality": quality}
+        return identity if self.prompts is None else {"prompts": self.prompts.sha256(), **identity}
+
+    def _check_prompts(self) -> None:
+        name = self.quality.name
+        if name not in QUALITIES:
+            raise unknown_name("quality", name, QUALITIES)
+        if self.prompts is None:
+            if name == "fidelity":
+                raise UserError("quality fidelity needs prompts, got none; give prompts=FILE.")
+            return
+        if name != "fidelity":
+            raise UserError(f"quality {name} makes its own prompts, got {self.prompts.source!r}; set quality=fidelity.")
+        for split, count in self.quality.counts.items():
+            self.prompts.take(split, count)
 
 
 def _at_least(name: str, value: int, least: int) -> None:

@@ -22,6 +22,7 @@ from autoprune.search.front import search_front
 from autoprune.search.journal import StudyJournal
 from autoprune.search.neighbour import unseen_neighbour
 from autoprune.search.progress import NullProgress
+from autoprune.search.quality import check_prompts
 from autoprune.search.records import Measurement, StudyResult, TrialRecord
 from autoprune.search.sampler import make_sampler
 from autoprune.search.settings import StudySettings
@@ -48,8 +49,9 @@ def run_study(
     """Runs or continues the study in `settings.folder` and validates its front.
 
     Ctrl-C ends it with `interrupted` set and everything finished stored; the same call continues. `evaluator` replaces
-    what measures policies. Raises UserError for a folder that is unwritable, in use, or of another study.
+    what measures policies. Raises UserError for unreadable prompts and a folder that is unwritable, in use, or another study's.
     """
+    check_prompts(settings, backbone)
     space = space_for(settings.space, backbone)
     presets = space.presets()
     _LOG.info("%s", " ".join(space.missing))

@@ -28,7 +28,8 @@ def result_table(result: StudyResult) -> Table:
     for name, measured in result.presets.items():
         table.add_row(name, *_numbers(measured), f"({kinds.get(name, 'preset')})", style="dim")
     if not result.front:
-        table.caption = "no policy met the quality constraints: raise quality.max_score_drop or budget.trials."
+        limit = "quality.max_score_drop" if result.dense.scored else "quality.max_loss"
+        table.caption = f"no policy met the quality constraints: raise {limit} or budget.trials."
     return table
 
 
@@ -78,7 +79,9 @@ def relative(path: Path) -> str:
 
 
 def drop_text(measured: Measurement) -> str:
-    """Returns `+1.3 [-0.4, +3.0]`, in points of 100."""
+    """Returns `+1.3 [-0.4, +3.0]`, in points of 100; `-` without scores."""
+    if not measured.scored:
+        return "-"
     low, high = measured.score_drop_interval
     return f"{100 * measured.score_drop:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
 

@@ -5,23 +5,42 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from autoprune.measure.statistics import paired_interval
+
 DENSE = ""
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Per image [n]: SSIM and PSNR against dense, the candidate's score and the dense score."""
+    """Per image [n]: SSIM and PSNR against dense, the candidate's score and the dense score, both None without scores."""
 
     ssim: np.ndarray
     psnr: np.ndarray
-    score: np.ndarray
-    dense: np.ndarray
+    score: np.ndarray | None
+    dense: np.ndarray | None
 
     @staticmethod
     def joined(parts: list["Pairs"]) -> "Pairs":
         """Concatenates batches."""
         names = ("ssim", "psnr", "score", "dense")
-        return Pairs(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+        return Pairs(**{name: concatenated([getattr(part, name) for part in parts]) for name in names})
+
+
+def concatenated(parts: list[np.ndarray | None]) -> np.ndarray | None:
+    """Joins the batches of one number per image; None when nothing measured it."""
+    return None if parts[0] is None else np.concatenate(parts)
+
+
+def score_fields(dense: np.ndarray | None, score: np.ndarray | None) -> dict[str, object]:
+    """Returns the four score fields of a Measurement from paired scores [n]; each is None without scores."""
+    if dense is None or score is None:
+        return dict.fromkeys(("score_dense", "score", "score_drop", "score_drop_interval"))
+    return {
+        "score_dense": float(dense.mean()),
+        "score": float(score.mean()),
+        "score_drop": float((dense - score).mean()),
+        "score_drop_interval": paired_interval(dense, score),
+    }
 
 
 class Tally:

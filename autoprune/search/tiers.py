@@ -5,50 +5,55 @@ from dataclasses import dataclass
 
 from autoprune.search.records import Measurement
 
+FAITHFUL_LOSS = 0.16  # an SSIM of 0.84, what SkipVAR (arXiv 2506.08908) calls faithful by default
+
 
 @dataclass(frozen=True)
 class TierRule:
-    """What a member must keep on held-out prompts: at most `max_loss` (1 - SSIM to dense), and, when `no_drop`, a 95 %
-    interval of the scene-score drop that reaches zero; otherwise a drop within the study's budget."""
+    """What a member must keep on held-out prompts, `max_drop` being the study's quality budget (QualitySettings).
+
+    With scores: at most `max_loss` (1 - SSIM to dense), and, when `no_drop`, a 95 % interval of the scene-score drop that
+    reaches zero; otherwise a drop within the budget. Without scores: a loss within the budget and at most `loss_alone`.
+    """
 
     tier: str
     max_loss: float
     no_drop: bool
+    loss_alone: float
 
-    def keeps(self, measured: Measurement, max_score_drop: float) -> bool:
+    def keeps(self, measured: Measurement, max_drop: float) -> bool:
         """Returns whether a held-out measurement keeps the promise."""
-        within = measured.score_drop_interval[0] <= 0 if self.no_drop else measured.score_drop <= max_score_drop
-        return within and measured.loss <= self.max_loss and measured.speed_up > 1
+        if measured.scored:
+            within = measured.score_drop_interval[0] <= 0 if self.no_drop else measured.score_drop <= max_drop
+            kept = within and measured.loss <= self.max_loss
+        else:
+            kept = measured.loss <= min(self.loss_alone, max_drop)
+        return kept and measured.speed_up > 1
 
-    def text(self, max_score_drop: float) -> str:
+    def text(self, max_drop: float, *, scored: bool = True) -> str:
         """Returns the rule as one sentence, which every exported policy carries."""
-        drop = f"a scene-score drop of at most {max_score_drop:g}"
-        if self.no_drop:
-            drop = "a scene-score drop whose 95 % interval includes zero"
-        loss = "" if self.max_loss >= 1 else f" and a loss (1 - SSIM to dense) of at most {self.max_loss:g}"
-        return f"the fastest validated policy with {drop}{loss}, on held-out prompts and seeds"
+        max_loss = self.max_loss if scored else min(self.loss_alone, max_drop)
+        drop = "a scene-score drop whose 95 % interval includes zero"
+        if not self.no_drop:
+            drop = f"a scene-score drop of at most {max_drop:g}"
+        loss = f"a loss (1 - SSIM to dense) of at most {max_loss:g}"
+        promises = [drop] * scored + [loss] * (max_loss < 1 or not scored)
+        return f"the fastest validated policy with {' and '.join(promises)}, on held-out prompts and seeds"
 
 
 TIER_RULES = (
-    TierRule("lossless", 0.05, no_drop=True),
-    TierRule("high", 0.10, no_drop=True),
-    TierRule("balanced", 1.0, no_drop=True),
-    TierRule("fast", 1.0, no_drop=False),
-)
-
-TIERS_TEXT = (
-    "Every front member is measured again on held-out prompts and other seeds, its speed interleaved with dense. "
-    "`lossless` is the fastest whose scene-score drop has a 95 % interval that includes zero and whose loss is at most 0.05; "
-    "`high` allows a loss of 0.10; `balanced` asks for the interval alone; `fast` is the fastest whose mean drop stays within "
-    "the study's budget. A looser tier that finds nothing faster holds the same policy as the stricter one."
+    TierRule("lossless", 0.05, no_drop=True, loss_alone=0.05),
+    TierRule("high", 0.10, no_drop=True, loss_alone=0.10),
+    TierRule("balanced", 1.0, no_drop=True, loss_alone=FAITHFUL_LOSS),
+    TierRule("fast", 1.0, no_drop=False, loss_alone=1.0),
 )
 
 
-def choose_tiers(members: Sequence[Measurement], max_score_drop: float) -> dict[str, int]:
+def choose_tiers(members: Sequence[Measurement], max_drop: float) -> dict[str, int]:
     """Returns for each tier the index of its member; a tier that no member can keep is missing."""
     chosen = {}
     for rule in TIER_RULES:
-        keeping = [index for index, measured in enumerate(members) if rule.keeps(measured, max_score_drop)]
+        keeping = [index for index, measured in enumerate(members) if rule.keeps(measured, max_drop)]
         if keeping:
             chosen[rule.tier] = min(keeping, key=lambda index: members[index].latency / members[index].dense_latency)
     return chosen

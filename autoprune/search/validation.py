@@ -36,7 +36,7 @@ def validate_front(
     measured = evaluator.validate(policies, step=step)
     held_out = {trial.number: measured[trial.policy.key()] for trial in chosen}
     check = _TableCheck(evaluator, result.trials[0].policy)
-    tiers = choose_tiers([held_out[trial.number] for trial in chosen], settings.quality.max_score_drop)
+    tiers = choose_tiers([held_out[trial.number] for trial in chosen], settings.quality.max_drop)
     for rule in TIER_RULES:
         if rule.tier not in tiers:
             _LOG.warning("no validated policy keeps the promise of tier %s; it is not exported.", rule.tier)
@@ -47,14 +47,15 @@ def validate_front(
             checked = check.fields(trial.policy, numbers)
             errors += checked.values()
             fields = {**measured_fields(numbers, result.device), **checked}
-            path = export_policy(folder, trial, fields, tier=rule.tier, rule=rule.text(settings.quality.max_score_drop))
+            promise = rule.text(settings.quality.max_drop, scored=numbers.scored)
+            path = export_policy(folder, trial, fields, tier=rule.tier, rule=promise)
             front.append(FrontMember(trial, numbers, rule.tier, path))
         if index not in tiers.values():
             (front if _survives(trial, held_out, settings) else rejected).append(FrontMember(trial, numbers, "", None))
     front.sort(key=lambda member: member.held_out.speed_up)
     presets = {trial.preset: measured[trial.policy.key()] for trial in shown}
     error = max(errors, default=None)
-    compared = rivalry([member.held_out for member in front], presets, max_score_drop=settings.quality.max_score_drop)
+    compared = rivalry([member.held_out for member in front], presets, max_drop=settings.quality.max_drop)
     return replace(result, front=tuple(front), rejected=tuple(rejected), presets=presets, table_error=error, rivalry=compared)
 
 
@@ -67,12 +68,12 @@ def _shown(trials: Sequence[TrialRecord], settings: StudySettings) -> list[Trial
 
 
 def _candidates(trials: Sequence[TrialRecord], settings: StudySettings) -> list[TrialRecord]:
-    """Returns what is worth measuring again: half from the front, the rest from the front at half the score budget.
+    """Returns what is worth measuring again: half from the front, the rest from the front at half the quality budget.
 
     The search's few prompts flatter its fastest policies; the second half is there for when those fail.
     """
-    count, half = settings.budget.front, settings.quality.max_score_drop / 2
-    careful = [trial for trial in trials if trial.measurement and trial.measurement.score_drop <= half]
+    count, half = settings.budget.front, settings.quality.max_drop / 2
+    careful = [trial for trial in trials if trial.measurement and trial.measurement.drop <= half]
     chosen = most_valuable(search_front(trials), -(-count // 2))
     others = [trial for trial in search_front(careful) if trial not in chosen]
     return chosen + most_valuable(others, count - len(chosen))
@@ -81,7 +82,7 @@ def _candidates(trials: Sequence[TrialRecord], settings: StudySettings) -> list[
 def _survives(trial: TrialRecord, held_out: Mapping[int, Measurement], settings: StudySettings) -> bool:
     """Returns whether a member still is feasible, faster than dense, and not beaten by another one."""
     measured = held_out[trial.number]
-    if measured.score_drop > settings.quality.max_score_drop or measured.speed_up <= 1:
+    if measured.drop > settings.quality.max_drop or measured.speed_up <= 1:
         return False
     return trial.number in non_dominated(held_out, lambda number: objectives(held_out[number]))
 

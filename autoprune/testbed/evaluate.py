@@ -16,7 +16,7 @@ from torch import Tensor
 
 import autoprune
 from autoprune.backbones import Backbone, Sampling
-from autoprune.backbones.catalogue import EMBEDDED_WEIGHTS
+from autoprune.backbones.embedded import EMBEDDED_WEIGHTS
 from autoprune.testbed.captions import TASKS, Prompt, prompt_set
 from autoprune.testbed.score import MAIN_THRESHOLD, STRICT_THRESHOLD, find, score_findings
 

@@ -11,12 +11,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from autoprune.backbones.bsq_tokenizer import BSQTokenizer
-from autoprune.backbones.catalogue import BACKBONES
+from autoprune.backbones.embedded import TINY
 from autoprune.errors import UserError
 from autoprune.testbed.generator_recipe import GeneratorRecipe
 from autoprune.testbed.scenes import DATA_VERSION
 
-SPEC = BACKBONES["tiny"]
+SPEC = TINY
 FULL_PRECISION = ("magnitudes", "mask")  # small or integer tensors that stay as they are
 
 

@@ -1,0 +1,201 @@
+"""Released weights in every official layout, written small and at random, read back exactly; files that do not fit."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from autoprune.backbones.bsq_tokenizer import BSQTokenizer, TokenizerConfig
+from autoprune.backbones.catalogue import INFINITY_2B, load_backbone
+from autoprune.backbones.infinity import Infinity, TransformerConfig
+from autoprune.backbones.released import BackboneSpec, Target, TextOptions, random_backbone, released_backbone
+from autoprune.errors import UserError
+
+SMALL = TransformerConfig(width=64, heads=2, depth=4, chunks=2, token_bits=8, text_width=128, text_max_length=16, levels=15)
+TOKENIZER = TokenizerConfig(bits=8, base=32, channel_multipliers=(1, 1, 1, 1, 2), encoder_blocks=1, decoder_blocks=2)
+SPEC = replace(INFINITY_2B, transformer=SMALL, tokenizer=TOKENIZER)
+CPU = Target(torch.device("cpu"), torch.float32)
+MODEL_FILE, VAE_FILE = INFINITY_2B.files.transformer[0], INFINITY_2B.files.tokenizer[0]
+State = dict[str, Tensor]
+
+
+@pytest.fixture(scope="module")
+def states() -> tuple[State, State]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        return Infinity(SMALL).state_dict(), BSQTokenizer(TOKENIZER).state_dict()
+
+
+def write(folder: Path, states: tuple[State, State], **changes: Callable[[Path, State], None]) -> Path:
+    """Writes both files the simple way, or as `model` and `vae` say."""
+    changes.get("model", lambda path, state: torch.save(state, path))(folder / MODEL_FILE, states[0])
+    changes.get("vae", lambda path, state: torch.save({"vae": state}, path))(folder / VAE_FILE, states[1])
+    return folder
+
+
+def sharded(kind: str) -> Callable[[Path, State], None]:
+    def save(path: Path, state: State) -> None:
+        path.mkdir()
+        keys, names = list(state), [f"part-{part}.{kind}" for part in range(3)]
+        for part, name in enumerate(names):
+            shard = {key: state[key].clone() for key in keys[part::3]}
+            save_file(shard, path / name) if kind == "safetensors" else torch.save(shard, path / name)
+        index = {"weight_map": {key: names[place % 3] for place, key in enumerate(keys)}}
+        base = "model" if kind == "safetensors" else "pytorch_model"
+        (path / f"{base}.{kind}.index.json").write_text(json.dumps(index))
+
+    return save
+
+
+def training_run(path: Path, state: State) -> None:
+    torch.save({"trainer": {"gpt_fsdp": state, "cfg": {"lr": 0.1}}, "epoch": 3}, path)
+
+
+def with_leftovers(path: Path, state: State) -> None:
+    torch.save(state | {"lvl_1L": torch.zeros(1, 9), "attn_bias_for_masking": torch.zeros(1, 1, 9, 9)}, path)
+
+
+def without_chunks(path: Path, state: State) -> None:
+    size = SMALL.depth // SMALL.chunks
+
+    def flat(key: str) -> str:
+        if not key.startswith("block_chunks."):
+            return key
+        _, chunk, _, block, rest = key.split(".", 4)
+        return f"blocks.{int(chunk) * size + int(block)}.{rest}"
+
+    torch.save({flat(key): value for key, value in state.items()}, path)
+
+
+def without_wrappers(path: Path, state: State) -> None:
+    names = {key: key.replace(".conv.weight", ".weight").replace(".conv.bias", ".bias") for key in state}
+    names = {key: name.replace(".norm.weight", ".weight").replace(".norm.bias", ".bias") for key, name in names.items()}
+    torch.save({"vae": {names[key]: value for key, value in state.items()}, "ema": {}}, path)
+
+
+LAYOUTS = {
+    "flat": {},
+    "sharded bin": {"model": sharded("bin")},
+    "sharded safetensors": {"model": sharded("safetensors")},
+    "training run": {"model": training_run},
+    "old leftovers": {"model": with_leftovers},
+    "blocks in one list": {"model": without_chunks},
+    "tokenizer without wrappers": {"vae": without_wrappers},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_official_layout_reads_back_exactly(tmp_path: Path, states: tuple[State, State], layout: str) -> None:
+    folder = write(tmp_path, states, **LAYOUTS[layout])
+    backbone = released_backbone("infinity2b", SPEC, folder, CPU, TextOptions())
+    for module, state in ((backbone.model, states[0]), (backbone.tokenizer, states[1])):
+        ours = module.state_dict()
+        assert list(ours) == list(state)
+        assert all(torch.equal(ours[key], state[key]) for key in state)
+    assert not any(parameter.requires_grad for parameter in backbone.model.parameters())
+
+
+def test_blocks_are_in_the_compute_precision_and_the_rest_in_float32(tmp_path: Path, states: tuple[State, State]) -> None:
+    target = Target(torch.device("cpu"), torch.bfloat16)
+    backbone = released_backbone("infinity2b", SPEC, write(tmp_path, states), target, TextOptions())
+    for key, value in backbone.model.state_dict().items():
+        assert value.dtype is (torch.bfloat16 if key.startswith("block_chunks") else torch.float32), key
+    assert backbone.dtype is torch.bfloat16
+
+
+def test_a_file_of_the_right_precision_stays_mapped(tmp_path: Path, states: tuple[State, State]) -> None:
+    backbone = released_backbone("infinity2b", SPEC, write(tmp_path, states), CPU, TextOptions())
+    assert str(tmp_path / MODEL_FILE) in Path("/proc/self/maps").read_text()
+    assert torch.equal(backbone.model.pos_start, states[0]["pos_start"])
+
+
+@pytest.mark.parametrize("length", [9, 25])
+def test_the_unconditional_text_takes_our_length(tmp_path: Path, states: tuple[State, State], length: int) -> None:
+    rows = torch.randn(length, SMALL.text_width)
+    folder = write(tmp_path, (states[0] | {"cfg_uncond": rows}, states[1]))
+    ours = released_backbone("infinity2b", SPEC, folder, CPU, TextOptions()).model.cfg_uncond
+    shared = min(length, SMALL.text_max_length)
+    assert ours.shape == (SMALL.text_max_length, SMALL.text_width) and torch.equal(ours[:shared], rows[:shared])
+
+
+def refusal(folder: Path, spec: BackboneSpec = SPEC) -> str:
+    with pytest.raises(UserError) as caught:
+        released_backbone("infinity2b", spec, folder, CPU, TextOptions())
+    return str(caught.value)
+
+
+def test_missing_files_are_named_with_their_source(tmp_path: Path, states: tuple[State, State]) -> None:
+    assert "infinity_2b_reg.pth" in refusal(tmp_path) and "FoundationVision/Infinity" in refusal(tmp_path)
+    write(tmp_path, states)
+    (tmp_path / VAE_FILE).unlink()
+    assert "infinity_vae_d32reg.pth or infinity_vae_d32_reg.pth" in refusal(tmp_path)
+    assert "is none" in refusal(tmp_path / "nowhere")
+
+
+def test_keys_that_do_not_fit_are_listed(tmp_path: Path, states: tuple[State, State]) -> None:
+    write(tmp_path, ({key: value for key, value in states[0].items() if ".0.ca." not in key}, states[1]))
+    assert "14 keys are missing, first block_chunks.0.module.0.ca.v_bias" in refusal(tmp_path)
+    write(tmp_path, (states[0] | {"extra.weight": torch.zeros(1)}, states[1]))
+    assert "1 keys are unexpected, first extra.weight" in refusal(tmp_path)
+    write(tmp_path, states)
+    other = replace(SPEC, transformer=replace(SMALL, width=128, heads=4))
+    assert "of other shapes" in refusal(tmp_path, other) and "(1, 1, 64) where (1, 1, 128) is wanted" in refusal(
+        tmp_path, other
+    )
+
+
+def test_a_file_of_another_model_is_recognised(tmp_path: Path, states: tuple[State, State]) -> None:
+    write(tmp_path, (states[1], states[1]))
+    assert "it looks like an Infinity tokenizer" in refusal(tmp_path)
+    write(tmp_path, ({"class_emb.weight": torch.zeros(1)}, states[1]))
+    assert "it looks like a VAR transformer" in refusal(tmp_path)
+
+
+class Surprise:
+    def __reduce__(self) -> tuple:
+        return (print, ("executed",))
+
+
+def test_pickled_objects_are_never_executed(tmp_path: Path, states: tuple[State, State], capsys) -> None:  # noqa: ANN001
+    write(tmp_path, states, model=lambda path, state: torch.save({"surprise": Surprise(), **state}, path))
+    assert "more than tensors" in refusal(tmp_path)
+    assert "executed" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off", b"not a checkpoint"])
+def test_damaged_files_are_one_sentence(tmp_path: Path, states: tuple[State, State], content: bytes) -> None:
+    write(tmp_path, states)
+    (tmp_path / MODEL_FILE).write_bytes(content)
+    assert refusal(tmp_path).startswith(f"weights {str(tmp_path / MODEL_FILE)!r}")
+
+
+def test_a_shard_that_is_not_there_is_named(tmp_path: Path, states: tuple[State, State]) -> None:
+    write(tmp_path, states, model=sharded("bin"))
+    (tmp_path / MODEL_FILE / "part-1.bin").unlink()
+    assert "names 1 files that are not there, first part-1.bin" in refusal(tmp_path)
+
+
+def test_random_weights_have_the_true_shapes_and_generate(tmp_path: Path) -> None:
+    backbone = random_backbone("infinity2b", SPEC, CPU)
+    expected = {key: value.shape for key, value in Infinity(SMALL).state_dict().items()}
+    assert {key: value.shape for key, value in backbone.model.state_dict().items()} == expected
+    backbone = replace(backbone, schedule_for=lambda ratio: ((1, 1, 1), (1, 2, 2), (1, 4, 4)))
+    from autoprune.generation import generate
+
+    images = generate(backbone, ["a", "a longer prompt"], seed=0)
+    assert images.shape == (2, 3, 64, 64) and images.isfinite().all()
+    assert torch.equal(images, generate(random_backbone_again(backbone), ["a", "a longer prompt"], seed=0))
+
+
+def random_backbone_again(like):  # noqa: ANN001, ANN201
+    return replace(random_backbone("infinity2b", SPEC, CPU), schedule_for=like.schedule_for)
+
+
+def test_without_a_folder_the_command_says_what_is_needed() -> None:
+    with pytest.raises(UserError, match="infinity_8b_weights, infinity_vae_d56_f8_14_patchify.pth, flan-t5-xl"):
+        load_backbone("infinity8b")

@@ -1,0 +1,97 @@
+"""Wrapping a stand-in that has nothing in common with our classes but the official state dict."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import autoprune
+from autoprune.backbones.bsq_tokenizer import BSQTokenizer, TokenizerConfig
+from autoprune.backbones.infinity import Infinity, TransformerConfig
+from autoprune.backbones.text import TextFeatures
+from autoprune.errors import UserError
+from autoprune.generation import generate
+from autoprune.policy import BranchRule, Policy
+
+CONFIG = TransformerConfig(width=64, heads=2, depth=4, chunks=2, token_bits=16, text_width=128, text_max_length=16)
+TOKENIZER = TokenizerConfig(
+    bits=4, base=32, channel_multipliers=(1, 1, 1, 2), encoder_blocks=1, decoder_blocks=2, patchify=True
+)
+
+
+class Authors(nn.Module):
+    """A tree of bare modules with the tensors of a state dict, as another package's class would hold them."""
+
+    def __init__(self, state: dict[str, Tensor]) -> None:
+        super().__init__()
+        for key, value in state.items():
+            module = self
+            *path, name = key.split(".")
+            for part in path:
+                if part not in module._modules:
+                    module.add_module(part, nn.Module())
+                module = module._modules[part]
+            if value.is_floating_point() and "zero" not in name:
+                module.register_parameter(name, nn.Parameter(value.clone(), requires_grad=False))
+            else:
+                module.register_buffer(name, value.clone())
+        if hasattr(self, "quantizer"):
+            self.quantize = self.quantizer  # the authors' alias
+
+
+def features(prompts: list[str]) -> TextFeatures:
+    rows = [torch.randn(3 + len(prompt) % 5, 128, generator=torch.Generator().manual_seed(len(prompt))) for prompt in prompts]
+    return TextFeatures.from_rows(rows)
+
+
+@pytest.fixture(scope="module")
+def authors() -> tuple[Authors, Authors]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return Authors(Infinity(CONFIG).state_dict()), Authors(BSQTokenizer(TOKENIZER).state_dict())
+
+
+def test_every_tensor_is_the_authors_own(authors: tuple[Authors, Authors]) -> None:
+    backbone = autoprune.wrap(*authors, text=features, pixel_budget="0.06M")
+    for ours, theirs in ((backbone.model, authors[0]), (backbone.tokenizer, authors[1])):
+        pointers = {key: value.data_ptr() for key, value in theirs.state_dict().items()}
+        assert {key: value.data_ptr() for key, value in ours.state_dict().items()} == pointers
+    assert backbone.model.config == CONFIG and backbone.tokenizer.config == TOKENIZER
+    own = sum(value.nbytes for value in backbone.model.buffers() if value.data_ptr() not in pointers.values())
+    total = sum(value.nbytes for value in authors[0].state_dict().values())
+    assert own < 0.01 * total or {value.data_ptr() for value in backbone.model.buffers()} <= {
+        value.data_ptr() for value in authors[0].state_dict().values()
+    }
+
+
+def test_a_wrapped_model_generates_what_a_loaded_one_does(authors: tuple[Authors, Authors]) -> None:
+    backbone = autoprune.wrap(*authors, text=features, pixel_budget="0.06M")
+    loaded = Infinity(CONFIG)
+    loaded.load_state_dict(authors[0].state_dict())
+    policy = Policy(backbone.name, 4, backbone.scale_schedule(), guidance=BranchRule("cond", 5), skip_last=1)
+    ours = generate(backbone, ["a", "a cat"], policy=policy, seed=4)
+    from dataclasses import replace
+
+    assert torch.equal(ours, generate(replace(backbone, model=loaded.eval()), ["a", "a cat"], policy=policy, seed=4))
+
+
+def test_a_change_of_the_authors_weights_is_seen(authors: tuple[Authors, Authors]) -> None:
+    backbone = autoprune.wrap(*authors, text=features, pixel_budget="0.06M")
+    before = authors[0].pos_start.detach().clone()
+    with torch.no_grad():
+        authors[0].pos_start.add_(1)
+    assert torch.equal(backbone.model.pos_start, before + 1)
+    with torch.no_grad():
+        authors[0].pos_start.copy_(before)
+
+
+def test_what_cannot_be_wrapped_is_said_in_a_sentence(authors: tuple[Authors, Authors]) -> None:
+    with pytest.raises(UserError, match="wrap takes .*, this is an Infinity tokenizer; pass the authors' model object"):
+        autoprune.wrap(authors[1], authors[1])
+    incomplete = {key: value for key, value in authors[0].state_dict().items() if "ffn" not in key}
+    with pytest.raises(UserError, match="keys are missing, first block_chunks.0.module.0.ffn"):
+        autoprune.wrap(Authors(incomplete), authors[1])
+    half = Authors({key: value.half() for key, value in authors[0].state_dict().items()})
+    with pytest.raises(UserError, match="must be in float32, as the authors load them, but cfg_uncond is float16"):
+        autoprune.wrap(half, authors[1])
+    with pytest.raises(UserError, match="no text encoder"):
+        generate(autoprune.wrap(*authors, pixel_budget="0.06M"), ["a cat"])
