@@ -62,14 +62,12 @@ def _search(run: "RunSettings") -> None:
     check_writable(run.study.folder, what="output folder", remedy="set study.dir to another")
     from rich.console import Console
 
-    from autoprune.backbones import load_backbone
     from autoprune.search.progress import RichProgress
     from autoprune.search.report import write_report
     from autoprune.search.study import run_study
     from autoprune.search.tables import findings, relative, result_table
 
-    choice = run.backbone
-    backbone = load_backbone(choice.name, weights=choice.weights, device=choice.device, dtype=choice.dtype)
+    backbone = run.backbone.load()
     tracker = _tracker(run)
     try:
         with RichProgress() as progress:

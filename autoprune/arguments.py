@@ -35,10 +35,19 @@ def read_arguments(kind: type[Choices], arguments: Sequence[str], *, usage: str)
             raise UserError(f"arguments are written key=value, got {argument!r}; for example {usage}.")
         if key not in known:
             raise unknown_name("argument", key, known)
-        if known[key].type is int and not value.lstrip("-").isdigit():
-            raise UserError(f"{key} must be a whole number, got {value!r}.")
-        values[key] = int(value) if known[key].type is int else value
+        values[key] = _converted(known[key].type, key, value)
     missing = [name for name, field in known.items() if field.default is MISSING and name not in values]
     if missing:
         raise UserError(f"{' and '.join(missing)} must be given; for example {usage}.")
     return kind(**values)
+
+
+def _converted(kind: object, key: str, value: str) -> object:
+    if kind is int and not value.lstrip("-").isdigit():
+        raise UserError(f"{key} must be a whole number, got {value!r}.")
+    if kind in (float, float | None):
+        try:
+            return float(value)
+        except ValueError:
+            raise UserError(f"{key} must be a number, got {value!r}.") from None
+    return int(value) if kind is int else value

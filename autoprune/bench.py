@@ -5,6 +5,7 @@ Every candidate alternates with dense, so that other work on the machine slows b
 
 import json
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -14,33 +15,31 @@ import torch
 from torch import Tensor
 
 from autoprune.arguments import run_command
-from autoprune.backbones import Backbone, load_backbone
+from autoprune.backbones import Backbone, LoadArguments, load_backbone
 from autoprune.backbones.attention import explicit_attention, sdpa_attention
 from autoprune.errors import UserError, unknown_name
 from autoprune.generation import generate
 from autoprune.measure.device import device_identity
 from autoprune.measure.latency import Timing, interleaved
+from autoprune.measure.loading import LoadingCase, measure_loading
 from autoprune.measure.memory import PeakMemory
 from autoprune.measure.overhead import OverheadCase, measure_overhead
 from autoprune.policy import Policy, policy_files, token_count
 from autoprune.rules import BranchRule, ScalePruning
 
 USAGE = "python -m autoprune.bench batch=16 policies=outputs/tiny-unified/policies"
-SUITES = ("policies", "overhead")
+SUITES = ("policies", "overhead", "loading")
 PROMPT = "a red circle left of a striped blue square"
 
 
 @dataclass(frozen=True)
-class Choices:
+class Choices(LoadArguments):
     """The command line. `policies` is a policy file or a folder of them, timed beside the built-in probes.
 
-    `suite` policies times whole generations of a backbone, overhead the selection and restoration of one large scale.
+    `suite` policies times whole generations of a backbone, overhead the selection and restoration of one large scale, loading
+    measures host memory while a synthetic sharded checkpoint of 1 GB is read.
     """
 
-    backbone: str = "tiny"
-    weights: str | None = None
-    dtype: str = "auto"
-    device: str | None = None
     batch: int = 16
     rounds: int = 9
     policies: str = ""
@@ -114,7 +113,7 @@ def _bench(choices: Choices) -> str:
         "batch": choices.batch,
         "rounds": choices.rounds,
     }
-    record |= _overhead(choices) if choices.suite == "overhead" else _policies(choices)
+    record |= {"policies": _policies, "overhead": _overhead, "loading": _loading}[choices.suite](choices)
     path = Path(choices.output)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -125,7 +124,7 @@ def _bench(choices: Choices) -> str:
 
 
 def _policies(choices: Choices) -> dict[str, object]:
-    backbone = load_backbone(choices.backbone, weights=choices.weights, device=choices.device, dtype=choices.dtype)
+    backbone = choices.load()
     files = policy_files(choices.policies) if choices.policies else []
     policies = probe_policies(backbone) | {file.stem: Policy.load(file) for file in files}
     return {
@@ -147,6 +146,18 @@ def _overhead(choices: Choices) -> dict[str, object]:
     }
 
 
+def _loading(choices: Choices) -> dict[str, object]:
+    case = LoadingCase()
+    with tempfile.TemporaryDirectory() as folder:
+        rows = measure_loading(case, Path(folder))
+    return {
+        "what": "megabytes; ratio is (peak - kept) / largest shard: what loading needs besides the loaded model",
+        "machine": device_identity(torch.device("cpu"), torch.float32),
+        "case": asdict(case),
+        "loading": rows,
+    }
+
+
 def _row(timing: Timing, reference: Timing) -> dict[str, float]:
     return {"seconds": timing.median, "spread": timing.spread, "ratio": reference.median / timing.median}
 
@@ -154,6 +165,8 @@ def _row(timing: Timing, reference: Timing) -> dict[str, float]:
 def _table(record: dict) -> str:
     machine = record["machine"]
     lines = [f"{machine['device_name']}, {machine['threads']} threads, {machine['dtype']}, batch {record['batch']}"]
+    for name, row in record.get("loading", {}).items():
+        lines.append(f"  {name:10s}" + "".join(f" {key} {value:.2f}" for key, value in row.items()))
     for part in (part for part in ("policies", "attention", "overhead") if part in record):
         lines.append(f"{part:44s} {'ms':>8s} {'+-':>6s} {'ratio':>6s}")
         for name, row in record[part].items():

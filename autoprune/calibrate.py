@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from autoprune.arguments import run_command
-from autoprune.backbones import Backbone, load_backbone
+from autoprune.backbones import Backbone, LoadArguments
 from autoprune.errors import UserError
 from autoprune.files import check_writable
 from autoprune.generation import Observer, generate
@@ -47,16 +47,12 @@ _FFT_RADIUS = 0.4  # of half the image, as the official SkipVAR code has it
 
 
 @dataclass(frozen=True)
-class Choices:
+class Choices(LoadArguments):
     """The command line. `target_ssim` is the similarity to the full image that a skipped or single-branch run must keep.
 
     `prompts` counts search prompts; they come from `prompts_file` (as `prompts=FILE` of the search) or are rendered scenes'.
     """
 
-    backbone: str = "tiny"
-    weights: str | None = None
-    dtype: str = "auto"
-    device: str | None = None
     prompts: int = 32
     prompts_file: str = ""
     batch: int = 8
@@ -68,10 +64,6 @@ class Choices:
         for name, least in (("prompts", 2), ("batch", 1)):
             if getattr(self, name) < least:
                 raise UserError(f"{name} must be at least {least}, got {getattr(self, name)}.")
-        try:
-            object.__setattr__(self, "target_ssim", float(self.target_ssim))
-        except ValueError:
-            raise UserError(f"target_ssim must be a number such as 0.84, got {self.target_ssim!r}.") from None
         if not 0 < self.target_ssim < 1:
             raise UserError(f"target_ssim must be above 0 and below 1, got {self.target_ssim}.")
 
@@ -139,7 +131,7 @@ def _calibrate(choices: Choices) -> str:
 
     path = Path(choices.output) if choices.output else calibration_path(choices.backbone)
     texts = _texts(choices)
-    backbone = load_backbone(choices.backbone, weights=choices.weights, device=choices.device, dtype=choices.dtype)
+    backbone = choices.load()
     check_texts(texts, backbone, batch=choices.batch)
     check_writable(path.parent, what="output folder", remedy="choose another file")
     samples = collect(backbone, texts, seed=choices.seed, batch=choices.batch)

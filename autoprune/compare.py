@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoprune.arguments import run_command
+from autoprune.backbones import LoadArguments
 from autoprune.errors import UserError, unknown_name
 from autoprune.files import check_writable
 
@@ -19,17 +20,13 @@ USAGE = "python -m autoprune.compare policies=outputs/tiny-unified/policies prom
 
 
 @dataclass(frozen=True)
-class Choices:
+class Choices(LoadArguments):
     """The command line. `search_spaces` names the file whose presets are compared, `policies` is a policy file or a folder.
 
     `prompts` counts held-out prompts; they come from `prompts_file` (as `prompts=FILE` of the search) or are rendered scenes'.
     `rounds` is the least number of timed rounds; every batch of `prompts` gets one. `per_prompt` prompts are timed alone.
     """
 
-    backbone: str = "tiny"
-    weights: str | None = None
-    dtype: str = "auto"
-    device: str | None = None
     search_spaces: str = "unified"
     policies: str = ""
     prompts: int = 160
@@ -60,7 +57,6 @@ def _measured(choices: Choices) -> "tuple[Comparison, tuple[str, ...]]":
     import PIL  # noqa: F401
     import torchmetrics  # noqa: F401
 
-    from autoprune.backbones import load_backbone
     from autoprune.search.comparison import compare
     from autoprune.search.comparison_records import ComparisonSettings, file_candidates, preset_candidates
     from autoprune.search.progress import RichProgress
@@ -72,7 +68,7 @@ def _measured(choices: Choices) -> "tuple[Comparison, tuple[str, ...]]":
     if prompts is not None:
         prompts.take("held_out", settings.prompts, setting="prompts")
     check_writable(Path(choices.output), what="output", remedy="choose another folder")
-    backbone = load_backbone(choices.backbone, weights=choices.weights, device=choices.device, dtype=choices.dtype)
+    backbone = choices.load()
     space = _space(choices, backbone)
     candidates = preset_candidates(space)
     if choices.policies:

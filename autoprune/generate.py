@@ -24,13 +24,22 @@ _USAGE = 'python -m autoprune.generate policy=FILE prompt="a red circle left of 
 
 @dataclass(frozen=True)
 class Choices:
-    """The command line. `runs` generations with the policy and as many dense ones are timed."""
+    """The command line. `runs` generations with the policy and as many dense ones are timed.
+
+    `text` is the folder of a text encoder; guidance and temperature default to the authors'. `h_div_w` picks the nearest
+    aspect ratio; the policy's decisions are taken over to it.
+    """
 
     policy: str
     prompt: str
     backbone: str = "tiny"
     weights: str | None = None
+    text: str = ""
     seed: int = 0
+    guidance: float | None = None
+    temperature: float | None = None
+    negative: str = ""
+    h_div_w: float | None = None
     output: str = "image.png"
     runs: int = 7
 
@@ -46,7 +55,11 @@ def main(arguments: list[str]) -> int:
 
 def _generate(choices: Choices) -> str:
     policy = Policy.load(choices.policy)
-    backbone = load_backbone(choices.backbone, weights=choices.weights)
+    changes = {name: getattr(choices, name) for name in ("guidance", "temperature", "negative", "h_div_w")}
+    backbone = load_backbone(choices.backbone, weights=choices.weights, text=choices.text)
+    backbone = backbone.sampled(**{name: value for name, value in changes.items() if value is not None})
+    if choices.h_div_w is not None:
+        policy = policy.for_schedule(backbone.scale_schedule())
 
     def run(chosen: Policy | None) -> Tensor:
         return generate(backbone, [choices.prompt], policy=chosen, seed=choices.seed)

@@ -8,7 +8,7 @@ from goldens import FOLDER, Job, read_meta
 from torch import Tensor
 
 from autoprune.backbones import Backbone, Sampling
-from autoprune.backbones.context import ContextFeatures
+from autoprune.backbones.context import ContextFeatures, RandomContext
 from autoprune.backbones.hart import HART_SAMPLING, Hart, HartConfig, tokenizer_state, transformer_state
 from autoprune.backbones.vq_tokenizer import VQConfig, VQTokenizer
 from autoprune.generation import Observer, Request
@@ -27,19 +27,8 @@ def backbone_of(config: HartConfig, vae: VQConfig, state: dict[str, Tensor]) -> 
         tokenizer.load_state_dict(tokenizer_state(state | {"disc.weight": torch.zeros(1)}))
     for module in (model, tokenizer):
         module.eval().requires_grad_(False)
-    return Backbone("hart", model, tokenizer, RandomContext(config), HART_SAMPLING, config.schedule_for)
-
-
-class RandomContext:
-    """Seeded features of a length that depends on the prompt."""
-
-    def __init__(self, config: HartConfig) -> None:
-        self.shape = (config.context_tokens, config.context_width)
-
-    def __call__(self, prompts: list[str]) -> ContextFeatures:
-        rows = [torch.randn(self.shape, generator=torch.Generator().manual_seed(len(prompt))) for prompt in prompts]
-        lengths = torch.tensor([2 + len(prompt) % (self.shape[0] - 2) for prompt in prompts])
-        return ContextFeatures.from_mask(torch.stack(rows), torch.arange(self.shape[0]) < lengths[:, None])
+    text = RandomContext(config.context_tokens, config.context_width, device=torch.device("cpu"))
+    return Backbone("hart", model, tokenizer, text, HART_SAMPLING, config.schedule_for)
 
 
 @lru_cache(maxsize=4)

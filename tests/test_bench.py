@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from autoprune import bench
+from autoprune.measure.loading import LoadingCase, measure_loading
 from autoprune.measure.overhead import OverheadCase, measure_overhead
 
 
@@ -28,13 +29,20 @@ def test_overhead_is_the_share_of_select_and_restore_in_the_pruned_scale() -> No
         assert 0 < row["seconds"] < row["scale_seconds"] and row["ratio"] == row["seconds"] / row["scale_seconds"]
 
 
+def test_loading_reads_a_sharded_checkpoint_and_says_what_it_needed(tmp_path) -> None:
+    rows = measure_loading(LoadingCase(width=256, depth=2, shards=3), tmp_path)
+    assert len(list(tmp_path.glob("*.bin"))) == 3
+    assert 0 < rows["bfloat16"]["kept"] < rows["float32"]["kept"]
+    assert all(row["shard"] > 1 and row["peak"] >= 0 for row in rows.values())
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["rounds=x"], "rounds must be a whole number"),
         (["speed=1"], "choose from backbone"),
         (["batch=0"], "batch must be at least 1"),
-        (["suite=all"], "unknown suite 'all'; choose from policies, overhead"),
+        (["suite=all"], "unknown suite 'all'; choose from policies, overhead, loading"),
         (["weights=random", "policies=/nowhere.json"], "cannot be read"),
     ],
 )

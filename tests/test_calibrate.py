@@ -1,5 +1,6 @@
 """Calibration: its maths against independent truths, the command end to end on random weights, and bad input."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -23,6 +24,7 @@ from autoprune.measure.calibration_fit import (
 from autoprune.policy import Policy, fingerprint
 from autoprune.rules import DISCREPANCIES, LATENT_SCORERS, ProbeRule
 from autoprune.search.calibration import LEVELS, Calibration
+from autoprune.search.prompt_files import read_prompts
 
 TEXTS = ["a red circle", "two striped squares"]
 
@@ -151,6 +153,17 @@ def test_a_run_of_two_prompts_fills_the_file(backbone, tmp_path, capsys: pytest.
     assert set(found.changes) == set(LATENT_SCORERS)
     assert all(set(rows) == set(range(7)) for rows in found.discrepancies.values())
     assert all(set(rows) == set(range(2, 7)) for rows in found.changes.values())
+
+
+def test_the_command_takes_prompts_of_a_file(tmp_path, capsys) -> None:
+    own, path = tmp_path / "own.txt", tmp_path / "tiny.json"
+    own.write_text("\n".join(f"a {colour} {shape}" for colour in ("red", "blue", "green") for shape in ("circle", "ring")))
+    arguments = ["weights=random", f"prompts_file={own}", "batch=2", "target_ssim=0.1", f"output={path}"]
+    count = len(read_prompts(own).prompts)
+    assert calibrate.main([*arguments, "prompts=2"]) == 0
+    assert json.loads(path.read_text())["prompts"] == 2
+    assert calibrate.main([*arguments, f"prompts={count}"]) == 2
+    assert f"the search split of the {count} prompts" in capsys.readouterr().err
 
 
 def test_ranks_grow_with_the_energy_and_cover_every_chunk(samples, backbone) -> None:

@@ -11,7 +11,9 @@ from goldens import Job, jobs
 from autoprune.backbones.context import ContextFeatures
 from autoprune.generation import generate_latent
 
-TOLERANCES = {"latent": 1e-5, "f_hat": 1e-5, "image01": 5e-4}
+# The first diffusion step multiplies by 20291: the official code itself repeats its recorded residual to 1.4e-5 only, where
+# the processor is another one, so what the residual is part of has a wider tolerance than latents of codes alone.
+TOLERANCES = {"latent": 5e-5, "diff_residual": 5e-5, "f_hat": 1e-5, "image01": 5e-4}
 GIVEN = ("context", "diff_noise")
 JOBS = jobs("hart_")
 GREEDY = [job for job in JOBS if job.record["greedy"]]
@@ -61,8 +63,8 @@ def test_every_portable_array_is_reproduced(compared: tuple[Job, dict, dict]) ->
         elif name == "noise_shapes":
             assert recorded.tolist() == [list(step.shape) for step in _drawn(arrays)]
         else:
-            np.testing.assert_allclose(_as_recorded(name, found, recorded), recorded[: len(found["diff_residual"])]
-                                       if name == "diff_residual" else recorded, rtol=0, atol=_tolerance(name), err_msg=name)
+            ours = _as_recorded(name, found, recorded)
+            np.testing.assert_allclose(ours, recorded[: len(ours)], rtol=0, atol=_tolerance(name), err_msg=name)
 
 
 def _portable(name: str) -> bool:
@@ -77,7 +79,9 @@ def _drawn(arrays: dict) -> list[np.ndarray]:
 
 
 def _as_recorded(name: str, found: dict, recorded: np.ndarray) -> np.ndarray:
+    """Returns our array in the recorded form. Of residuals the first half counts, so we have no other."""
     ours = found[name]
+    assert len(ours) == len(recorded) // (1 + (name == "diff_residual"))
     if name == "logits_raw.s0":
         return ours[:, -recorded.shape[1] :].numpy()
     if name.startswith("hidden."):

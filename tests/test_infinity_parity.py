@@ -9,8 +9,8 @@ import pytest
 import torch
 from goldens import FOLDER, Job, Recorder, backbone, jobs, request_of, unpack_bits
 
-from autoprune.backbones.catalogue import INFINITY_2B, INFINITY_8B
 from autoprune.backbones.infinity import Infinity, TransformerConfig
+from autoprune.backbones.official import INFINITY_2B, INFINITY_8B
 from autoprune.generation import Observer, generate_latent
 
 INPUTS = ("scale_schedule", "cfg_list", "tau_list", "text_kv_in", "text_lens", "neg_kv_in", "neg_lens", "gt_bits.")

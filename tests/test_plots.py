@@ -65,6 +65,21 @@ def test_the_table_has_a_row_a_tier_and_a_preset(tmp_path):
     assert re.search(r"fastvar +1\.88x +0\.280 +\+9\.0 \[\+7\.0, \+11\.0\] +512 MB +\(preset\)", shown)
 
 
+def test_without_scores_no_drop_is_shown(tmp_path):
+    result, none = study_result(tmp_path), dict.fromkeys(("score_dense", "score", "score_drop", "score_drop_interval"))
+    trials = tuple(
+        replace(trial, measurement=trial.measurement and replace(trial.measurement, **none)) for trial in result.trials
+    )
+    front = tuple(replace(member, held_out=replace(member.held_out, **none)) for member in result.front)
+    presets = {name: replace(measured, **none) for name, measured in result.presets.items()}
+    bare = replace(result, dense=replace(result.dense, **none), trials=trials, front=front, presets=presets)
+    assert "score drop" not in str(page_traces(save_pareto_page(bare, tmp_path / "pareto.html").read_text()))
+    text = io.StringIO()
+    Console(file=text, width=110).print(result_table(bare))
+    assert re.search(r"fastvar +1\.88x +0\.280 +- +512 MB", text.getvalue())
+    assert "raise quality.max_loss or" in result_table(replace(bare, front=())).caption
+
+
 def test_a_schedule_reads_as_one_line_a_decision():
     lines = schedule_lines(policy(0.5, 0.25, cond_from=5, skip=1))
     assert lines == [

@@ -11,8 +11,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from autoprune.backbones.bsq_tokenizer import BSQTokenizer, TokenizerConfig
-from autoprune.backbones.catalogue import INFINITY_2B, load_backbone
+from autoprune.backbones.catalogue import load_backbone
 from autoprune.backbones.infinity import Infinity, TransformerConfig
+from autoprune.backbones.official import INFINITY_2B
 from autoprune.backbones.released import BackboneSpec, Target, TextOptions, random_backbone, released_backbone
 from autoprune.errors import UserError
 

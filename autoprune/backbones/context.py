@@ -1,9 +1,12 @@
 """Language-model features as HART takes them: a fixed number of tokens in front of the image, padding included."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from autoprune.noise import standard_normal
 
 
 @dataclass(frozen=True)
@@ -31,3 +34,18 @@ class ContextFeatures:
     def concatenate(self, other: "ContextFeatures") -> "ContextFeatures":
         """Stacks the prompts of two blocks."""
         return ContextFeatures(torch.cat((self.values, other.values)), torch.cat((self.positions, other.positions)))
+
+
+class RandomContext:
+    """Seeded random features of plausible length for weights=random: speed and memory without a language model."""
+
+    def __init__(self, tokens: int, width: int, *, device: torch.device) -> None:
+        self._shape, self._device = (tokens, width), device
+
+    def __call__(self, prompts: Sequence[str]) -> ContextFeatures:
+        """Returns the same features for the same prompt; longer prompts have more tokens of their own."""
+        tokens, width = self._shape
+        rows = [standard_normal((0, 0, 0), tokens * width, stream=f"context:{prompt}") for prompt in prompts]
+        lengths = torch.tensor([1 + len(prompt) % tokens for prompt in prompts])
+        values = torch.stack(rows).view(-1, tokens, width).to(self._device)
+        return ContextFeatures.from_mask(values, (torch.arange(tokens) < lengths[:, None]).to(self._device))

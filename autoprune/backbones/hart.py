@@ -77,7 +77,9 @@ class HartConfig:
         try:
             for name, wanted in _FORM.items():
                 if (found := fields.get(name, _OFFICIAL_DEFAULTS.get(name, wanted))) != wanted:
-                    raise UserError(f"{name} of a HART config must be {wanted}, got {found}; give the released text-to-image one.")
+                    raise UserError(
+                        f"{name} of a HART config must be {wanted}, got {found}; give the released text-to-image one."
+                    )
             return HartConfig(
                 width=fields["embed_dim"],
                 heads=fields["num_heads"],

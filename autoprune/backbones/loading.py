@@ -18,24 +18,27 @@ Convert = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class Placement:
-    """Where tensors go: `device`, and the precision of each by its key."""
+    """Where tensors go: `device`, and the precision of each by its key.
+
+    `stays_mapped`: tensors that fit as they are remain parts of the mapped file. Else they are copied too: a single one left
+    would keep its whole file in memory.
+    """
 
     device: torch.device
     dtype_of: Callable[[str], torch.dtype]
+    stays_mapped: bool = False
 
     def place(self, key: str, value: Tensor) -> Tensor:
-        """Returns a tensor at its place; the mapped file itself where nothing has to change."""
-        if not value.is_floating_point():
-            return value.to(self.device)
-        return value.to(device=self.device, dtype=self.dtype_of(key))
+        """Returns a tensor at its place."""
+        dtype = self.dtype_of(key) if value.is_floating_point() else value.dtype
+        return value.to(device=self.device, dtype=dtype, copy=not self.stays_mapped)
 
 
 def load_weights(model: nn.Module, files: WeightFiles, placement: Placement, *, what: str, convert: Convert) -> None:
     """Fills `model`, whose tensors are on the meta device, from released files.
 
-    `convert` renames and drops keys of one shard; `what` names the model in errors. A tensor of the file is assigned as
-    it is where device and precision agree (it stays mapped), and copied once elsewhere. Raises UserError listing the
-    first keys that are missing, unexpected or of another shape, and what the file looks like.
+    `convert` renames and drops keys of one shard; `what` names the model in errors. Raises UserError listing the first keys
+    that are missing, unexpected or of another shape, and what the file looks like.
     """
     expected = model.state_dict()
     seen: dict[str, None] = {}

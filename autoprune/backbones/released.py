@@ -3,11 +3,10 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from autoprune.backbones.backbone import Backbone, Sampling
 from autoprune.backbones.checkpoints import WeightFiles
@@ -16,7 +15,7 @@ from autoprune.backbones.loading import Convert, Placement, fill_at_random, load
 from autoprune.errors import UserError
 
 BLOCKS = ("block_chunks.", "blocks.")
-NETWORKS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
+NETWORKS = ("encoder.", "decoder.")
 TextEncoder = Callable[[Sequence[str]], Features]
 
 
@@ -76,11 +75,17 @@ class Target:
 
     def transformer(self) -> Placement:
         """Blocks in the compute precision; text, embeddings and head in float32, as released code keeps them."""
-        return Placement(self.device, lambda key: self.dtype if key.startswith(BLOCKS) else torch.float32)
+        return self._placement(BLOCKS)
 
     def tokenizer(self) -> Placement:
         """Convolutional networks in the compute precision, codebooks in float32."""
-        return Placement(self.device, lambda key: self.dtype if key.startswith(NETWORKS) else torch.float32)
+        return self._placement(NETWORKS)
+
+    def _placement(self, lowered: tuple[str, ...]) -> Placement:
+        def dtype_of(key: str) -> torch.dtype:
+            return self.dtype if key.startswith(lowered) else torch.float32
+
+        return Placement(self.device, dtype_of, self.device.type == "cpu" and self.dtype is torch.float32)
 
 
 def released_backbone(name: str, spec: BackboneSpec, folder: Path, target: Target, text: TextOptions) -> Backbone:
@@ -133,8 +138,3 @@ def _text_folder(folder: Path, files: ReleasedFiles, text: TextOptions) -> Path 
     if text.folder:
         return Path(text.folder)
     return next((folder / name for name in files.text if (folder / name).is_dir()), None)
-
-
-def same_state(model: object) -> Convert:
-    """Returns the conversion of files that need none."""
-    return partial(dict[str, Tensor])

@@ -89,7 +89,7 @@ class ResidualDiffusion(nn.Module):
         self.net = DenoisingNetwork(channels=channels, features=features, width=width, depth=depth)
 
     def sample(self, features: Tensor, draw: ResidualDraw, *, branches: int, weight: float) -> Tensor:
-        """Features [branches * B, N, C] -> residuals [B, N, d], guided by weight * cond + (1 - weight) * uncond of two branches.
+        """Features [branches * B, N, C] -> residuals [B, N, d]; with two, guided by weight * cond + (1 - weight) * uncond.
 
         `draw(step, (N, d))` is normal noise [B, N, d]: the start at 0, then that of every step but the last.
         """

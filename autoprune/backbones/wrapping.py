@@ -4,21 +4,25 @@ Recognised by the state dict, so the authors' package is never imported.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import nn
 
 from autoprune.backbones.backbone import Backbone, Sampling
 from autoprune.backbones.bsq_tokenizer import BSQTokenizer
-from autoprune.backbones.catalogue import RELEASED
 from autoprune.backbones.checkpoints import looks_like
 from autoprune.backbones.family import Features
 from autoprune.backbones.infinity import Infinity
 from autoprune.backbones.loading import share_weights
+from autoprune.backbones.official import RELEASED
 from autoprune.backbones.released import BLOCKS, TextEncoder
 from autoprune.backbones.schedules import pixel_budget_schedules
 from autoprune.backbones.sizes import tokenizer_config, tokenizer_state, transformer_config, transformer_state
 from autoprune.backbones.t5_text import T5TextEncoder
+from autoprune.backbones.var import VAR, VAR_SAMPLING, read_labels, state_without_masks
+from autoprune.backbones.vq_sizes import var_config, vq_config
+from autoprune.backbones.vq_tokenizer import VQTokenizer
 from autoprune.errors import UserError
 
 
@@ -39,7 +43,7 @@ def wrap(
     kind = looks_like(model.state_dict())
     if kind not in _WRAPPED:
         raise UserError(f"wrap takes {' or '.join(_WRAPPED)}, this is {kind}; pass the authors' model object.")
-    return _WRAPPED[kind](model, vae, _encoder(model, text), (pixel_budget, sampling))
+    return _WRAPPED[kind](model, vae, _encoder(text), (pixel_budget, sampling))
 
 
 def _infinity(model: nn.Module, vae: nn.Module, encoder: TextEncoder, options: tuple[str, Sampling | None]) -> Backbone:
@@ -73,7 +77,7 @@ def _has_encoder(state: dict[str, torch.Tensor]) -> bool:
     return any(key.startswith("encoder.") for key in state)
 
 
-def _encoder(model: nn.Module, text: TextEncoder | tuple[object, nn.Module] | None) -> TextEncoder:
+def _encoder(text: TextEncoder | tuple[object, nn.Module] | None) -> TextEncoder:
     if isinstance(text, tuple):
         return T5TextEncoder.around(*text)
     return text or _no_text
@@ -83,4 +87,17 @@ def _no_text(prompts: Sequence[str]) -> Features:
     raise UserError("this wrapped model has no text encoder; pass text=(tokenizer, encoder) or a function to wrap.")
 
 
-_WRAPPED = {"an Infinity transformer": _infinity}
+def _var(model: nn.Module, vae: nn.Module, encoder: TextEncoder, options: tuple[str, Sampling | None]) -> Backbone:
+    state = state_without_masks(model.state_dict())
+    config, vae_state = var_config(state), vae.state_dict()
+    with torch.device("meta"):
+        ours = VAR(config)
+        tokenizer = VQTokenizer(vq_config(vae_state), with_encoder=_has_encoder(vae_state))
+    share_weights(ours, state, what="a VAR transformer")
+    share_weights(tokenizer, vae_state, what="a VAR tokenizer")
+    name = next((name for name, spec in RELEASED.items() if spec.transformer == config), f"var-{config.width}x{config.depth}")
+    reader = partial(read_labels, classes=config.classes) if encoder is _no_text else encoder
+    return Backbone(name, ours.eval(), tokenizer.eval(), reader, options[1] or VAR_SAMPLING, config.schedule_for)
+
+
+_WRAPPED = {"an Infinity transformer": _infinity, "a VAR transformer": _var}

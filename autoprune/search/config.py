@@ -18,6 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from autoprune.backbones import Backbone, load_backbone
+from autoprune.backbones.released import TextOptions
 from autoprune.errors import UserError
 from autoprune.search.folders import shipped_folder
 from autoprune.search.prompt_files import PromptFile, read_prompts
@@ -35,17 +37,40 @@ class RunSettings:
     composed: dict[str, object]
 
 
+EMBEDDED = "tiny"
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class SamplingChoice(_Strict):
+    """What a user sets of backbones.Sampling; the rest stays as the authors have it."""
+
+    guidance: float | tuple[float, ...] | None = None
+    temperature: float | tuple[float, ...] | None = None
+    top_k: int | tuple[int, ...] | None = None
+    top_p: float | tuple[float, ...] | None = None
+    guidance_layers: tuple[int, ...] | None = None
+    negative: str | None = None
+    h_div_w: float | None = None
+
+
 class BackboneChoice(_Strict):
-    """The arguments of `load_backbone`."""
+    """The arguments of `load_backbone`, and changes of its sampling."""
 
     name: str
     weights: str | None = None
     device: str | None = None
     dtype: str = "auto"
+    text: TextOptions = TextOptions()
+    sampling: SamplingChoice = SamplingChoice()
+
+    def load(self) -> Backbone:
+        """Returns the loaded backbone. Raises UserError."""
+        backbone = load_backbone(self.name, weights=self.weights, device=self.device, dtype=self.dtype, text=self.text)
+        changes = self.sampling.model_dump(exclude_none=True)
+        return backbone.sampled(**changes) if changes else backbone
 
 
 class TrackerChoice(_Strict):
@@ -122,7 +147,7 @@ def read_settings(config: DictConfig) -> RunSettings:
         seed=valid.study.seed,
         sampler=valid.sampler,
         latency=valid.latency,
-        quality=_quality(valid.quality, prompts),
+        quality=_quality(valid.quality, prompts, backbone=valid.backbone.name),
         budget=valid.budget,
         prompts=prompts,
         discard=valid.study.discard,
@@ -131,8 +156,13 @@ def read_settings(config: DictConfig) -> RunSettings:
     return RunSettings(backbone=valid.backbone, study=study, tracker=valid.tracker, composed=composed)
 
 
-def _quality(chosen: QualitySettings, prompts: PromptFile | None) -> QualitySettings:
-    """Returns the settings with `auto` decided: nothing detects what a user's own prompts ask for."""
+def _quality(chosen: QualitySettings, prompts: PromptFile | None, *, backbone: str) -> QualitySettings:
+    """Returns the settings with `auto` decided: nothing detects what a user's own prompts ask for.
+
+    Raises UserError where there are only scenes to ask for, which the embedded backbone alone has learnt.
+    """
+    if prompts is None and backbone != EMBEDDED and chosen.name == "auto":
+        raise UserError(f"backbone {backbone} needs your prompts; give prompts=FILE, one a line (of VAR: class numbers).")
     return chosen if chosen.name != "auto" else replace(chosen, name="fidelity" if prompts else "scenes")
 
 

@@ -21,7 +21,7 @@ KNOBS: dict[str, Knob] = {
     knob.key: knob
     for knob in (
         Keeps(),
-        Count("skip_last", _scales, most=lambda target: target.count - 1),
+        Count("skip_last", _scales, most=lambda target: target.count - 1 if target.skippable else 0),
         Count("single_branch_scales", _scales),
         Choice("adaptive", ("never", "allowed")),
         Choice("branch", ("cond", "uncond", "adaptive")),

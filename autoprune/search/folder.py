@@ -13,6 +13,7 @@ from autoprune.files import write_whole
 _ASPECTS = {
     "backbone": "backbone",
     "weights": "weights",
+    "sampling": "sampling",
     "scale_schedule": "scale schedule",
     "space": "search space",
     "space_sha256": "version of the search space",

@@ -18,6 +18,7 @@ _LOOK_BACK = {"delta": 1, "cond_uncond": 1} | dict.fromkeys(LATENT_SCORERS, 2)
 _WITHIN_GROUP = ("delta", "cond_uncond")  # what looks at the scale just before, which a group's members do not have
 _OF_ROWS = ("dc", "structure", "texture", "norm")  # scorers of hidden tokens: inside the blocks branches differ
 _BELOW_SCALE = {"anchor": "nearest", "zero_residual": "identity"}  # what comes nearest where scales are not pruned whole
+_ENDING_EARLY = ("stop", "probe")
 _ANCHORS = 4  # SparseVAR's stride, for its restorer where no anchors are asked for
 
 
@@ -105,7 +106,7 @@ class Interpreter:
         return self.read.names
 
     def _decisions(self) -> _Decisions:
-        run = self.target.count - int(self.read["skip_last"])
+        run = self.target.count - (int(self.read["skip_last"]) if self.target.skippable else 0)
         guidance, kept = self._guidance(run), self._kept(run)
         shape = self._shape() if kept else None
         ending = self._ending(run, shape, guidance)
@@ -157,7 +158,7 @@ class Interpreter:
         if kind == "group" and guidance.branch != "adaptive" and (shape is None or shape.groupable):
             first = max(1, run - int(read["group_scales"]))
             return _Ending(group_from=first if first < run - 1 else None)
-        if kind not in ("probe", "stop") or not self._may_adapt():
+        if kind not in _ENDING_EARLY or not self.target.skippable or not self._may_adapt():
             return _Ending()
         if kind == "probe" and guidance.branch != "uncond" and self.calibration and self.calibration.probe:
             return _Ending(probe=self.calibration.probe if self.calibration.probe.scale + 1 < run else None)

@@ -21,11 +21,15 @@ LOG_DECIMALS = 4  # of the exponent: enough for every threshold of three digits
 
 @dataclass(frozen=True)
 class Target:
-    """What a policy must fit: a backbone's name, its number of blocks and the schedule of an aspect ratio."""
+    """What a policy must fit: a backbone's name, its number of blocks and the schedule of an aspect ratio.
+
+    One that is not `skippable` needs its last scale, so nothing may end a generation early.
+    """
 
     backbone: str
     depth: int
     scale_schedule: tuple[Grid, ...]
+    skippable: bool = True
 
     @property
     def count(self) -> int:

@@ -12,15 +12,18 @@ from autoprune.search.dimensions import KNOBS
 from autoprune.search.knobs import Count, Target, Value
 from autoprune.search.space_file import PresetSetting
 
+_FROM_THE_END = ("pruned_scales", "single_branch_scales", "group_scales")  # counted back from the last scale that runs
 
-class NeedsCalibration(UserError):
-    """A preset cannot be placed because the backbone has not been calibrated."""
+
+class LeftOut(UserError):
+    """A preset cannot be placed: the backbone has not been calibrated, or the preset skips what must run there."""
 
 
 def placed(setting: PresetSetting, target: Target, calibration: Calibration | None) -> dict[str, Value]:
     """Returns a preset's values as entries of a vector; what it does not name is left out.
 
-    Raises NeedsCalibration for one that refers to measurements of the backbone which do not exist.
+    Where the last scale must run, skipped scales run in full and everything else begins at the same scale as with them.
+    Raises LeftOut for one that refers to measurements of the backbone which do not exist, or that decides where to end.
     """
     entries = _ratios(setting, target.count)
     if setting.layers is not None:
@@ -33,12 +36,19 @@ def placed(setting: PresetSetting, target: Target, calibration: Calibration | No
             value = max(knob.low, min(value, 1), nearest(value * target.count / setting.of_scales))
         if not isinstance(value, Mapping):
             entries |= knob.placed(value)
+    if not target.skippable:
+        entries = _run_in_full(setting, entries, target)
     for key, value in setting.values.items():
         if isinstance(value, Mapping):
             entries |= _measured(setting, key, entries, target, calibration)
     if entries.get("ending") == "probe" and (calibration is None or calibration.probe is None):
         raise _missing(setting, target)
     return entries
+
+
+def only_skips(setting: PresetSetting, target: Target) -> LeftOut:
+    """Returns why a preset that does nothing but end early has no place on a target whose last scale must run."""
+    return LeftOut(f"preset {setting.name} is left out: it ends early, and the last scale of {target.backbone} must run.")
 
 
 def nearest(value: float) -> int:
@@ -68,6 +78,14 @@ def _from_end(keep: tuple[float, ...], offset: int, stretch: float) -> float:
     return keep[-source] if source <= len(keep) else 1.0
 
 
+def _run_in_full(setting: PresetSetting, entries: dict[str, Value], target: Target) -> dict[str, Value]:
+    if entries.get("ending") in ("stop", "probe"):
+        raise only_skips(setting, target)
+    skipped = int(entries["skip_last"])
+    counted = {name: int(entries[name]) for name in _FROM_THE_END if entries.get(name)}
+    return entries | {name: number + skipped for name, number in counted.items()} | {"skip_last": 0}
+
+
 def _measured(
     setting: PresetSetting, key: str, entries: Mapping[str, Value], target: Target, calibration: Calibration | None
 ) -> dict[str, Value]:
@@ -90,8 +108,8 @@ def _measured(
     return knob.placed(min(max(value / (unit or 1.0), knob.least), knob.most))
 
 
-def _missing(setting: PresetSetting, target: Target) -> NeedsCalibration:
-    return NeedsCalibration(
+def _missing(setting: PresetSetting, target: Target) -> LeftOut:
+    return LeftOut(
         f"preset {setting.name} is left out: it needs a calibration of {target.backbone} with these weights and this "
         f"schedule; run `python -m autoprune.calibrate backbone={target.backbone}`."
     )

@@ -18,13 +18,14 @@ from autoprune.search.calibration import Calibration, find_calibration
 from autoprune.search.dimensions import declared
 from autoprune.search.interpretation import Interpreter, Reading
 from autoprune.search.knobs import Dimension, Target, Value, Vector, prunable
-from autoprune.search.presets import NeedsCalibration, placed
+from autoprune.search.presets import LeftOut, only_skips, placed
 from autoprune.search.space_file import PresetSetting, SpaceDefinition
 
 if TYPE_CHECKING:
     from autoprune.backbones import Backbone
 
 DENSE = "dense"
+_OF_STOPPING = ("stop_metric", "stop_scales", "log10_stop_threshold", "log10_stop_share")
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,9 @@ class SearchSpace:
         dimensions = declared(self.definition.dimensions, self.target)
         if self.calibration is None or self.calibration.probe is None:
             dimensions["ending"] = _without("probe", dimensions["ending"])
+        if not self.target.skippable:
+            dimensions["ending"] = _without("probe", _without("stop", dimensions["ending"]))
+            dimensions |= {name: Dimension(name, dimensions[name].neutral) for name in _OF_STOPPING}
         return dimensions
 
     @cached_property
@@ -94,7 +98,7 @@ class SearchSpace:
 
     @cached_property
     def missing(self) -> tuple[str, ...]:
-        """Returns a sentence for each preset that was left out because it needs a calibration."""
+        """Returns a sentence for each preset that was left out: it needs a calibration, or to skip what must run."""
         return tuple(outcome for outcome in self._outcomes if isinstance(outcome, str))
 
     @cached_property
@@ -103,7 +107,7 @@ class SearchSpace:
         for setting in self.definition.presets:
             try:
                 outcomes.append(self._preset(setting))
-            except NeedsCalibration as error:
+            except LeftOut as error:
                 outcomes.append(str(error))
         return tuple(outcomes)
 
@@ -116,7 +120,12 @@ class SearchSpace:
         vector = None
         if all(_offers(self.dimensions.get(name), value) for name, value in wanted.items()):
             vector = {name: wanted.get(name, self._neutral[name]) for name in self.distributions}
-        return Preset(setting.name, setting.source, interpreter.policy(), vector, setting.control, setting.inferred)
+        policy, source, inferred = interpreter.policy(), setting.source, setting.inferred
+        if setting.skips and not self.target.skippable:
+            if policy.is_dense():
+                raise only_skips(setting, self.target)
+            source, inferred = f"{source}; what it skips runs in full here", True
+        return Preset(setting.name, source, policy, vector, setting.control, inferred)
 
     @cached_property
     def _neutral(self) -> dict[str, Value]:
@@ -130,7 +139,8 @@ def space_for(definition: SpaceDefinition, backbone: "Backbone") -> SearchSpace:
     """Returns the space on a loaded backbone, with its calibration if one fits."""
     schedule = backbone.scale_schedule()
     calibration = find_calibration(backbone.name, scale_schedule=fingerprint(schedule), weights=backbone.revision)
-    return SearchSpace(definition, Target(backbone.name, backbone.depth, schedule), calibration)
+    target = Target(backbone.name, backbone.depth, schedule, skippable=backbone.skippable)
+    return SearchSpace(definition, target, calibration)
 
 
 def _without(choice: str, dimension: Dimension) -> Dimension:

@@ -39,6 +39,11 @@ class PresetSetting:
     control: bool = False
     values: Mapping[str, Value | Mapping[str, float]] = field(default_factory=dict)
 
+    @property
+    def skips(self) -> bool:
+        """Returns whether it leaves the last scale out."""
+        return self.keep[-1:] == (0,)
+
     def __post_init__(self) -> None:
         for keep in self.keep:
             if not 0 <= keep <= 1:

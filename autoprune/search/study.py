@@ -58,6 +58,7 @@ def run_study(
     device = device_identity(backbone.device, backbone.dtype)
     identity = {
         "backbone": backbone.name,
+        "sampling": backbone.sampling.identity(),
         "weights": backbone.revision,
         "scale_schedule": fingerprint(space.target.scale_schedule),
         "space": settings.space.name,

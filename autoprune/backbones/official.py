@@ -1,0 +1,92 @@
+"""The released models: sizes, sampling defaults of their authors, and the files they come in."""
+
+from functools import partial
+
+from autoprune.backbones.backbone import Sampling
+from autoprune.backbones.bsq_tokenizer import BSQTokenizer, TokenizerConfig
+from autoprune.backbones.infinity import Infinity, TransformerConfig
+from autoprune.backbones.released import BackboneSpec, Family, ReleasedFiles
+from autoprune.backbones.schedules import pixel_budget_schedules
+from autoprune.backbones.sizes import tokenizer_state, transformer_state
+from autoprune.backbones.t5_text import RandomTextEncoder, t5_encoder
+from autoprune.backbones.var import (
+    VAR,
+    VAR_D16,
+    VAR_D20,
+    VAR_D24,
+    VAR_D30,
+    VAR_D36,
+    VAR_SAMPLING,
+    VARConfig,
+    read_labels,
+    state_without_masks,
+)
+from autoprune.backbones.vq_tokenizer import VQConfig, VQTokenizer
+
+INFINITY = Family(
+    transformer=Infinity,
+    tokenizer=BSQTokenizer,
+    transformer_state=lambda config: partial(transformer_state, config=config),
+    tokenizer_state=lambda model: partial(tokenizer_state, expected=model.state_dict()),
+    text=lambda spec, folder, target, options: t5_encoder(folder, target, options),
+    random_text=lambda spec, target: RandomTextEncoder(spec.transformer.text_width, device=target.device),
+)
+_INFINITY_SOURCE = "FoundationVision/Infinity on Hugging Face"
+_T5 = ("flan-t5-xl", "flan-t5-xl-official", "text_encoder")
+_LARGE = TransformerConfig(width=3584, heads=28, depth=40, chunks=8, token_bits=56)
+_PATCHIFIED = TokenizerConfig(bits=14, channel_multipliers=(1, 2, 4, 4), patchify=True)
+_PATCHIFIED_FILE = ("infinity_vae_d56_f8_14_patchify.pth",)
+
+INFINITY_2B = BackboneSpec(
+    family=INFINITY,
+    transformer=TransformerConfig(width=2048, heads=16, depth=32, chunks=8, token_bits=32),
+    tokenizer=TokenizerConfig(bits=32, channel_multipliers=(1, 2, 4, 4, 4)),
+    sampling=Sampling(guidance=4.0, temperature=0.5, top_p=0.97),
+    schedule_for=pixel_budget_schedules("1M"),
+    files=ReleasedFiles(
+        transformer=("infinity_2b_reg.pth",),
+        tokenizer=("infinity_vae_d32reg.pth", "infinity_vae_d32_reg.pth"),
+        source=_INFINITY_SOURCE,
+        text=_T5,
+    ),
+)
+INFINITY_8B = BackboneSpec(
+    family=INFINITY,
+    transformer=_LARGE,
+    tokenizer=_PATCHIFIED,
+    sampling=Sampling(guidance=3.0, temperature=1.0, top_p=0.97),
+    schedule_for=pixel_budget_schedules("1M"),
+    files=ReleasedFiles(("infinity_8b_weights",), _PATCHIFIED_FILE, _INFINITY_SOURCE, _T5),
+)
+INFINITY_8B_512 = BackboneSpec(
+    family=INFINITY,
+    transformer=_LARGE,
+    tokenizer=_PATCHIFIED,
+    sampling=Sampling(guidance=3.0, temperature=1.0, top_p=0.97),
+    schedule_for=pixel_budget_schedules("0.25M"),
+    files=ReleasedFiles(("infinity_8b_512x512_weights",), _PATCHIFIED_FILE, _INFINITY_SOURCE, _T5),
+)
+VAR_FAMILY = Family(
+    transformer=VAR,
+    tokenizer=VQTokenizer,
+    transformer_state=lambda config: state_without_masks,
+    tokenizer_state=lambda model: dict,
+    text=lambda spec, folder, target, options: read_labels,
+    random_text=lambda spec, target: read_labels,
+)
+
+
+def _var(name: str, config: VARConfig) -> BackboneSpec:
+    return BackboneSpec(
+        family=VAR_FAMILY,
+        transformer=config,
+        tokenizer=VQConfig(),
+        sampling=VAR_SAMPLING,
+        schedule_for=config.schedule_for,
+        files=ReleasedFiles((f"{name}.pth",), ("vae_ch160v4096z32.pth",), "FoundationVision/var on Hugging Face"),
+    )
+
+
+_VAR_SIZES = {"var_d16": VAR_D16, "var_d20": VAR_D20, "var_d24": VAR_D24, "var_d30": VAR_D30, "var_d36": VAR_D36}
+RELEASED = {"infinity2b": INFINITY_2B, "infinity8b": INFINITY_8B, "infinity8b_512": INFINITY_8B_512}
+RELEASED |= {name: _var(name, config) for name, config in _VAR_SIZES.items()}

@@ -1,0 +1,109 @@
+"""HART's text features from Qwen2-VL, through transformers, from a local folder. Official file: hart/utils/tools.py.
+
+Written against the documented interface of transformers and run with small random models; not yet with the real weights.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from autoprune.backbones.context import ContextFeatures
+from autoprune.errors import UserError
+
+ENCODER = "mit-han-lab/Qwen2-VL-1.5B-Instruct"  # the language model alone, as HART's authors released it
+MAX_TOKENS = 300
+REMEMBERED = 2048  # prompts whose features stay in host memory, 1.8 MB each at the full size
+SYSTEM_PROMPT = """Given a user prompt, generate an "Enhanced prompt" that provides detailed visual descriptions suitable \
+for image generation.
+
+Examples:
+- User Prompt: A cat sleeping -> A small, fluffy white cat curled up in a round shape, sleeping peacefully on a warm sunny \
+windowsill, surrounded by pots of blooming red flowers.
+- User Prompt: A busy city street -> A bustling city street scene at dusk, featuring glowing street lamps, a diverse crowd \
+of people in colorful clothing, and a double-decker bus passing by towering glass skyscrapers.
+
+Please generate only the enhanced description for the prompt below and DO NOT include any additional sentences. Start your \
+response with "Enhanced Prompt:".
+
+User Prompt:
+"""
+
+
+class QwenTextEncoder:
+    """Prompts -> ContextFeatures of `tokens` tokens each, features of every prompt computed once.
+
+    The encoder is loaded on the first prompt and never downloaded unless that is allowed.
+    """
+
+    def __init__(
+        self,
+        source: str | Path,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        tokens: int = MAX_TOKENS,
+        allow_download: bool = False,
+    ) -> None:
+        """`source` is a folder, or with `allow_download` a name on the Hugging Face hub."""
+        self._source, self._device, self._dtype = str(source), device, dtype
+        self._tokens, self._allow_download = tokens, allow_download
+        self._parts: tuple[object, torch.nn.Module] | None = None
+        self._known: OrderedDict[str, tuple[Tensor, Tensor]] = OrderedDict()
+
+    def __call__(self, prompts: Sequence[str]) -> ContextFeatures:
+        """Encodes prompts. Raises UserError when the encoder cannot be loaded."""
+        for prompt in dict.fromkeys(prompts):
+            if prompt not in self._known:
+                self._known[prompt] = self._encoded(prompt)
+            self._known.move_to_end(prompt)
+        values, masks = zip(*(self._known[prompt] for prompt in prompts), strict=True)
+        while len(self._known) > REMEMBERED:
+            self._known.popitem(last=False)
+        return ContextFeatures.from_mask(torch.stack(values).to(self._device), torch.stack(masks).to(self._device))
+
+    @torch.inference_mode()
+    def _encoded(self, prompt: str) -> tuple[Tensor, Tensor]:
+        """Returns features [L, width] and mask [L] of a prompt, on the CPU."""
+        if self._parts is None:
+            self._parts = self._load()
+        tokenizer, model = self._parts
+        options = {"max_length": self._tokens, "truncation": True, "return_tensors": "pt"}
+        own = tokenizer([prompt], padding="max_length", **options).input_ids.to(self._device)
+        system = tokenizer([SYSTEM_PROMPT], **options).input_ids.to(self._device)
+        mask = own != tokenizer.pad_token_id
+        tokens, seen = behind_system(own, mask, system)
+        states = model(input_ids=tokens, attention_mask=seen.long(), output_hidden_states=True).hidden_states[-1]
+        return without_system(states, system.shape[1])[0].cpu(), mask[0].cpu()
+
+    def _load(self) -> tuple[object, torch.nn.Module]:
+        try:
+            from transformers import AutoModel, AutoTokenizer
+        except ImportError:
+            raise UserError("text encoders need transformers; install it with: pip install 'autoprune[text]'.") from None
+        local = not self._allow_download
+        if local and not Path(self._source).is_dir():
+            raise UserError(
+                f"text encoder folder {self._source!r} does not exist; download {ENCODER} there, "
+                "or allow it with allow_download=true."
+            )
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self._source, local_files_only=local)
+            model = AutoModel.from_pretrained(self._source, dtype=self._dtype, local_files_only=local)
+        except (OSError, ValueError) as error:
+            reason = (str(error).splitlines() or [""])[0][:160]
+            raise UserError(f"text encoder {self._source!r} cannot be loaded ({reason}); copy {ENCODER} again.") from None
+        return tokenizer, model.to(self._device).eval().requires_grad_(False)
+
+
+def behind_system(tokens: Tensor, mask: Tensor, system: Tensor) -> tuple[Tensor, Tensor]:
+    """Puts the system prompt [1, S] in front of prompts [B, L] -> tokens and mask [B, S + L]."""
+    system = system.expand(len(tokens), -1)
+    return torch.cat((system, tokens), dim=1), torch.cat((torch.ones_like(system, dtype=torch.bool), mask), dim=1)
+
+
+def without_system(states: Tensor, length: int) -> Tensor:
+    """Cuts the system prompt's rows off hidden states [B, S + L, width] -> float32 [B, L, width]."""
+    return states[:, length:].float()
