@@ -179,3 +179,46 @@ def test_cuda_keep_ratio_one_is_bit_identical_to_dense() -> None:
     scales = {scale: ScalePruning(keep=1.0, cache_scale=0) for scale in range(1, 7)}
     dense = generate(loaded, PROMPTS, seed=1)
     assert torch.equal(generate(loaded, PROMPTS, seed=1, policy=policy_for(loaded, scales=scales)), dense)
+
+
+def test_a_negative_prompt_takes_the_place_of_the_unconditional_text(backbone) -> None:
+    plain = generate(backbone, PROMPTS, seed=2)
+    negative = generate(backbone, PROMPTS, seed=2, sampling=replace(backbone.sampling, negative="a blue square"))
+    other = generate(backbone, PROMPTS, seed=2, sampling=replace(backbone.sampling, negative="a striped ring"))
+    assert not torch.equal(plain, negative) and not torch.equal(negative, other)
+    unguided = replace(backbone.sampling, guidance=1.0)
+    assert torch.equal(
+        generate(backbone, PROMPTS, seed=2, sampling=unguided),
+        generate(backbone, PROMPTS, seed=2, sampling=replace(unguided, negative="a blue square")),
+    )
+
+
+def test_guidance_inside_the_layers_differs_from_guidance_on_logits(backbone) -> None:
+    inside = replace(backbone.sampling, guidance_layers=(-2,))
+    images = generate(backbone, PROMPTS, seed=2, sampling=inside)
+    assert images.isfinite().all() and not torch.equal(images, generate(backbone, PROMPTS, seed=2))
+
+
+def test_given_first_scales_replace_what_is_drawn_also_one_sample_at_a_time(backbone) -> None:
+    drawn = {}
+
+    class Bits(Observer):
+        def scale_done(self, scale, logits, bits, latent) -> None:
+            drawn[scale.index] = bits
+
+    generate(backbone, PROMPTS, seed=8, observer=Bits())
+    given = tuple(drawn[scale] for scale in range(7))
+    leaked = replace(backbone.sampling, given=given)
+    expected = generate(backbone, PROMPTS, seed=8)
+    assert torch.equal(generate(backbone, PROMPTS, seed=99, sampling=leaked), expected)
+    split = policy_for(backbone, scales={}, guidance=BranchRule("adaptive", 4, threshold=0.0), batch="split")
+    alone = generate(backbone, PROMPTS, seed=99, policy=split, sampling=leaked)
+    torch.testing.assert_close(alone, expected, rtol=0, atol=1e-4)
+
+
+def test_other_sampling_defaults_are_checked_when_they_are_set(backbone) -> None:
+    wide = backbone.sampled(h_div_w=0.5, guidance=(1.0,) * 7)
+    assert wide.scale_schedule() == backbone.scale_schedule(0.5) and wide.sampling.guidance == (1.0,) * 7
+    for changes, words in (({"temperature": 0.0}, "temperature must be above 0"), ({"guidance": (1.0, 2.0)}, "one a scale")):
+        with pytest.raises(UserError, match=words):
+            backbone.sampled(**changes)

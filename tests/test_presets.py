@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from autoprune.backbones.official import RELEASED
 from autoprune.backbones.schedules import ASPECT_RATIOS, PIXEL_BUDGETS, scale_schedule
 from autoprune.policy import BranchRule, Policy, ScalePruning, kept_count
 from autoprune.pruning.plan import ScalePlan, compile_plan
@@ -229,3 +230,13 @@ def test_presets_whose_sources_leave_decisions_open_say_so() -> None:
     skips = {f"{kind}-{number}" for kind in ("skip", "cond-only") for number in (1, 2, 3)}
     own = {"fastvar", "fastvar-hart", "stagevar-a", "stagevar-ab", "stagevar", "sparsevar", "sparsevar-0.5"}
     assert stated == own | skips
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_presets_of_every_file_instantiate_on_every_released_backbone(name: str) -> None:
+    spec = RELEASED[name]
+    target = Target(name, spec.transformer.depth, spec.schedule_for(1.0))
+    for path in FILES:
+        for preset in SearchSpace(read_space(path), target).presets():
+            plan = compile_plan(preset.policy, target.scale_schedule, target.depth)
+            assert plan.scales and preset.policy.backbone == name

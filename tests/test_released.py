@@ -13,9 +13,13 @@ from torch import Tensor
 from autoprune.backbones.bsq_tokenizer import BSQTokenizer, TokenizerConfig
 from autoprune.backbones.catalogue import load_backbone
 from autoprune.backbones.infinity import Infinity, TransformerConfig
-from autoprune.backbones.official import INFINITY_2B
+from autoprune.backbones.official import INFINITY_2B, RELEASED
 from autoprune.backbones.released import BackboneSpec, Target, TextOptions, random_backbone, released_backbone
+from autoprune.backbones.var import VAR, VAR_D16
+from autoprune.backbones.vq_tokenizer import VQConfig, VQTokenizer
 from autoprune.errors import UserError
+from autoprune.generation import generate
+from autoprune.policy import Policy, ScalePruning
 
 SMALL = TransformerConfig(width=64, heads=2, depth=4, chunks=2, token_bits=8, text_width=128, text_max_length=16, levels=15)
 TOKENIZER = TokenizerConfig(bits=8, base=32, channel_multipliers=(1, 1, 1, 1, 2), encoder_blocks=1, decoder_blocks=2)
@@ -186,8 +190,6 @@ def test_random_weights_have_the_true_shapes_and_generate(tmp_path: Path) -> Non
     expected = {key: value.shape for key, value in Infinity(SMALL).state_dict().items()}
     assert {key: value.shape for key, value in backbone.model.state_dict().items()} == expected
     backbone = replace(backbone, schedule_for=lambda ratio: ((1, 1, 1), (1, 2, 2), (1, 4, 4)))
-    from autoprune.generation import generate
-
     images = generate(backbone, ["a", "a longer prompt"], seed=0)
     assert images.shape == (2, 3, 64, 64) and images.isfinite().all()
     assert torch.equal(images, generate(random_backbone_again(backbone), ["a", "a longer prompt"], seed=0))
@@ -200,3 +202,37 @@ def random_backbone_again(like):  # noqa: ANN001, ANN201
 def test_without_a_folder_the_command_says_what_is_needed() -> None:
     with pytest.raises(UserError, match="infinity_8b_weights, infinity_vae_d56_f8_14_patchify.pth, flan-t5-xl"):
         load_backbone("infinity8b")
+
+
+VAR_SMALL = replace(VAR_D16, width=64, heads=2, depth=2, sides=(1, 2, 3), classes=10, channels=8, vocabulary=40)
+VQ_SMALL = VQConfig(vocabulary=40, channels=8, base=32, channel_multipliers=(1, 2), blocks=1)
+VAR_SPEC = replace(RELEASED["var_d16"], transformer=VAR_SMALL, tokenizer=VQ_SMALL, schedule_for=VAR_SMALL.schedule_for)
+
+
+@pytest.mark.parametrize("shared_aln", [False, True])
+def test_var_files_read_back_exactly_without_their_masks_and_generate(tmp_path: Path, shared_aln: bool) -> None:
+    spec = replace(VAR_SPEC, transformer=replace(VAR_SMALL, shared_aln=shared_aln))
+    model, tokenizer = VAR(spec.transformer).state_dict(), VQTokenizer(VQ_SMALL).state_dict()
+    torch.save(
+        model | {"lvl_1L": torch.zeros(1, 14).long(), "attn_bias_for_masking": torch.zeros(1, 1, 14, 14)},
+        tmp_path / "var_d16.pth",
+    )
+    torch.save(tokenizer, tmp_path / "vae_ch160v4096z32.pth")
+    backbone = released_backbone("var_d16", spec, tmp_path, CPU, TextOptions())
+    for module, state in ((backbone.model, model), (backbone.tokenizer, tokenizer)):
+        assert all(torch.equal(module.state_dict()[key], value) for key, value in state.items())
+    policy = Policy("var_d16", 2, backbone.scale_schedule(), {2: ScalePruning(0.5, 1, granularity="scale")})
+    together = generate(backbone, ["7", "3"], policy=policy, seed=1)
+    later = replace(backbone.sampling, first_sample=1)
+    torch.testing.assert_close(
+        together[1:], generate(backbone, ["3"], policy=policy, seed=1, sampling=later), rtol=0, atol=1e-4
+    )
+
+
+def test_var_refuses_another_size_and_prompts_that_are_no_classes(tmp_path: Path) -> None:
+    torch.save(VAR(VAR_SMALL).state_dict(), tmp_path / "var_d16.pth")
+    torch.save(VQTokenizer(VQ_SMALL).state_dict(), tmp_path / "vae_ch160v4096z32.pth")
+    deeper = replace(VAR_SPEC, transformer=replace(VAR_SMALL, depth=3))
+    assert "are missing, first blocks.2" in refusal(tmp_path, deeper)
+    with pytest.raises(UserError, match="class number from 0 to 999, got 'a cat'"):
+        generate(released_backbone("var_d16", VAR_SPEC, tmp_path, CPU, TextOptions()), ["a cat"])

@@ -1,5 +1,7 @@
 """Wrapping a stand-in that has nothing in common with our classes but the official state dict."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -8,6 +10,8 @@ import autoprune
 from autoprune.backbones.bsq_tokenizer import BSQTokenizer, TokenizerConfig
 from autoprune.backbones.infinity import Infinity, TransformerConfig
 from autoprune.backbones.text import TextFeatures
+from autoprune.backbones.var import VAR, VARConfig
+from autoprune.backbones.vq_tokenizer import VQConfig, VQTokenizer
 from autoprune.errors import UserError
 from autoprune.generation import generate
 from autoprune.policy import BranchRule, Policy
@@ -69,8 +73,6 @@ def test_a_wrapped_model_generates_what_a_loaded_one_does(authors: tuple[Authors
     loaded.load_state_dict(authors[0].state_dict())
     policy = Policy(backbone.name, 4, backbone.scale_schedule(), guidance=BranchRule("cond", 5), skip_last=1)
     ours = generate(backbone, ["a", "a cat"], policy=policy, seed=4)
-    from dataclasses import replace
-
     assert torch.equal(ours, generate(replace(backbone, model=loaded.eval()), ["a", "a cat"], policy=policy, seed=4))
 
 
@@ -95,3 +97,17 @@ def test_what_cannot_be_wrapped_is_said_in_a_sentence(authors: tuple[Authors, Au
         autoprune.wrap(half, authors[1])
     with pytest.raises(UserError, match="no text encoder"):
         generate(autoprune.wrap(*authors, pixel_budget="0.06M"), ["a cat"])
+
+
+def test_a_var_model_is_wrapped_too() -> None:
+    config = VARConfig(width=64, heads=2, depth=2)
+    vae = VQTokenizer(
+        VQConfig(vocabulary=4096, channels=32, base=32, channel_multipliers=(1, 1, 2), blocks=1), with_encoder=False
+    )
+    masks = {"lvl_1L": torch.zeros(1, 680).long(), "attn_bias_for_masking": torch.zeros(1, 1, 680, 680)}
+    authors = Authors(VAR(config).state_dict() | masks), Authors(vae.state_dict())
+    backbone = autoprune.wrap(*authors)
+    assert backbone.model.config == config and backbone.scale_schedule() == config.schedule
+    assert backbone.model.word_embed.weight.data_ptr() == authors[0].word_embed.weight.data_ptr()
+    images = generate(backbone, ["7"], policy=Policy(backbone.name, 2, config.schedule, skip_last=1))
+    assert images.shape == (1, 3, 64, 64) and images.isfinite().all()

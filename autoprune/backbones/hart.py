@@ -107,9 +107,9 @@ HART_0_7B = HartConfig(
     normed_context=True,
     numbered_levels=True,
 )
-"""mit-han-lab/hart-0.7b-1024px, for random weights: scales, context and diffusion head are those of the official code and
-paper; width, heads, depth and the three flags are inferred from 0.7 billion parameters and 24 published layers. For the
-released weights read their config.json with HartConfig.from_fields."""
+"""mit-han-lab/hart-0.7b-1024px as far as it can be told without its files, for random weights. Published: scales, 24 blocks,
+300 context tokens (FastVAR's code for HART), diffusion head (official defaults). Inferred from 0.7 billion parameters: width
+and heads. Guessed: the three flags. Released weights come with a config.json; read that with HartConfig.from_fields."""
 HART_SAMPLING = Sampling(guidance=4.5, ramp=True, held_end=True, top_k=(600,) * 7 + (300,) * 7)
 """Official sample.py without more_smooth, its default there, which mixes codes by Gumbel noise in place of drawing one."""
 

@@ -92,6 +92,7 @@ class ResidualDiffusion(nn.Module):
         """Features [branches * B, N, C] -> residuals [B, N, d]; with two, guided by weight * cond + (1 - weight) * uncond.
 
         `draw(step, (N, d))` is normal noise [B, N, d]: the start at 0, then that of every step but the last.
+        The official code leaves guidance out when the weight is exactly 2, which is not repeated here.
         """
         schedule = denoising_steps(self.steps)
         condition = self.net.cond_embed(features)
