@@ -68,13 +68,13 @@ def probe_policies(backbone: Backbone) -> dict[str, Policy]:
         return {scale: ScalePruning(keep=keep, cache_scale=cache, granularity=granularity) for scale in (last - 1, last)}
 
     base = partial(Policy, backbone.name, depth, schedule)
-    return {
+    probes = {
         "sublayer keep 0.5 on the last two scales": base(pruned(0.5, "sublayer")),
         "scale keep 0.5 on the last two scales": base(pruned(0.5, "scale")),
         "scale keep 0.25 on the last two scales": base(pruned(0.25, "scale")),
         "one branch at the last scale": base(guidance=BranchRule("cond", last)),
-        "last scale skipped": base(skip_last=1),
     }
+    return probes | ({"last scale skipped": base(skip_last=1)} if backbone.skippable else {})
 
 
 def bench_policies(backbone: Backbone, policies: dict[str, Policy], choices: Choices) -> dict[str, dict[str, float]]:

@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from autoprune.backbones.context import ContextFeatures
-from autoprune.backbones.qwen_text import SYSTEM_PROMPT, QwenTextEncoder, behind_system, without_system
+from autoprune.backbones.qwen_text import SYSTEM_PROMPT, behind_system, qwen_encoder, without_system
+from autoprune.backbones.released import Target, TextOptions
 from autoprune.errors import UserError
 
+CPU = Target(torch.device("cpu"), torch.float32)
 MASK = torch.tensor([[1, 1, 1, 0], [0, 1, 1, 1]], dtype=torch.bool)
 
 
@@ -58,7 +60,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def test_features_are_those_of_the_prompt_behind_the_system_prompt(folder: Path) -> None:
     from transformers import AutoModel, AutoTokenizer
 
-    encoder = QwenTextEncoder(folder, device=torch.device("cpu"), dtype=torch.float32)
+    encoder = qwen_encoder(folder, CPU, TextOptions(), tokens=300)
     features = encoder(["a cat", "a cat a", "a cat"])
     assert features.values.shape == (3, 300, 16) and torch.equal(features.values[0], features.values[2])
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
@@ -76,6 +78,6 @@ def test_what_is_missing_is_said_in_one_sentence(monkeypatch: pytest.MonkeyPatch
         pytest.importorskip("transformers")
     else:
         monkeypatch.setitem(sys.modules, "transformers", None)
-    encoder = QwenTextEncoder("no/such/folder", device=torch.device("cpu"), dtype=torch.float32)
+    encoder = qwen_encoder(Path("no/such/folder"), CPU, TextOptions(), tokens=300)
     with pytest.raises(UserError, match="does not exist; download" if installed else "need transformers; install it"):
         encoder(["a cat"])

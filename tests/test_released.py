@@ -12,8 +12,9 @@ from torch import Tensor
 
 from autoprune.backbones.bsq_tokenizer import BSQTokenizer, TokenizerConfig
 from autoprune.backbones.catalogue import load_backbone
+from autoprune.backbones.hart import HART_0_7B, Hart, HartConfig
 from autoprune.backbones.infinity import Infinity, TransformerConfig
-from autoprune.backbones.official import INFINITY_2B, RELEASED
+from autoprune.backbones.official import INFINITY_2B, RELEASED, hart_sized
 from autoprune.backbones.released import BackboneSpec, Target, TextOptions, random_backbone, released_backbone
 from autoprune.backbones.var import VAR, VAR_D16
 from autoprune.backbones.vq_tokenizer import VQConfig, VQTokenizer
@@ -236,3 +237,56 @@ def test_var_refuses_another_size_and_prompts_that_are_no_classes(tmp_path: Path
     assert "are missing, first blocks.2" in refusal(tmp_path, deeper)
     with pytest.raises(UserError, match="class number from 0 to 999, got 'a cat'"):
         generate(released_backbone("var_d16", VAR_SPEC, tmp_path, CPU, TextOptions()), ["a cat"])
+
+
+HART_SMALL = HartConfig(
+    width=48, heads=2, depth=2, sides=(1, 2, 3), context_tokens=6, context_width=20, vocabulary=40, channels=8,
+    diffusion_width=32, diffusion_depth=2,
+)  # fmt: skip
+HART_FIELDS = {
+    "embed_dim": 48, "num_heads": 2, "depth": 2, "patch_nums": [1, 2, 3], "context_token": 6, "context_dim": 20,
+    "attn_type": "llama", "mlp_type": "llama", "disable_aln": True, "diff_width": 32, "diff_depth": 2,
+}  # fmt: skip
+
+
+def write_hart(folder: Path, fields: dict) -> BackboneSpec:
+    """Writes the folders of the release: config.json and the transformer in llm/, the tokenizer beside it under vae.*."""
+    spec = hart_sized(RELEASED["hart"], HART_SMALL)
+    vq = replace(VQ_SMALL, scales=3, phi_at_last=False)
+    spec = replace(spec, tokenizer=vq)
+    (folder / "llm").mkdir()
+    (folder / "tokenizer").mkdir()
+    (folder / "llm" / "config.json").write_text(json.dumps(fields))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        state = Hart(HART_SMALL).state_dict()
+        torch.save(state | {"lvl_1L": torch.zeros(1, 19).long()}, folder / "llm" / "ema_model.bin")
+        tokenizer = {f"vae.{key}": value for key, value in VQTokenizer(vq).state_dict().items()}
+    save_file({key: value.clone() for key, value in tokenizer.items()}, folder / "tokenizer" / "model.safetensors")
+    return replace(spec, transformer=HART_0_7B)
+
+
+def test_hart_takes_its_sizes_from_the_released_configuration_and_reads_back(tmp_path: Path) -> None:
+    spec = write_hart(tmp_path, HART_FIELDS | {"vocab_size": 40})
+    small = replace(
+        spec, family=replace(spec.family, configured=lambda spec, fields: replace(spec, transformer=of_small(fields)))
+    )
+    backbone = released_backbone("hart", small, tmp_path, CPU, TextOptions())
+    written = torch.load(tmp_path / "llm" / "ema_model.bin", weights_only=True)
+    ours = backbone.model.state_dict()
+    assert set(written) - set(ours) == {"lvl_1L"} and all(torch.equal(value, written[key]) for key, value in ours.items())
+    assert not backbone.skippable
+
+
+def of_small(fields: dict) -> HartConfig:
+    """The tokenizer's sizes are not in config.json: those of the small one are put in here."""
+    return replace(HartConfig.from_fields(fields), vocabulary=40, channels=8)
+
+
+def test_a_hart_configuration_that_was_never_released_is_refused(tmp_path: Path) -> None:
+    spec = write_hart(tmp_path, HART_FIELDS | {"attn_type": "gpt2"})
+    assert "attn_type of a HART config must be llama, got gpt2" in refusal(tmp_path, spec)
+    (tmp_path / "llm" / "config.json").write_text("[]")
+    assert "must hold named fields" in refusal(tmp_path, spec)
+    (tmp_path / "llm" / "config.json").unlink()
+    assert "lacks llm/config.json" in refusal(tmp_path, spec) and "mit-han-lab" in refusal(tmp_path, spec)

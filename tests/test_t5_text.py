@@ -29,8 +29,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def encoder(folder: Path, **options: object) -> T5TextEncoder:
-    return T5TextEncoder(folder, device=CPU, dtype=torch.float32, **options)
+def encoder(folder: Path | None, **options: object) -> T5TextEncoder:
+    return t5_encoder(folder, Target(CPU, torch.float32), TextOptions(**options))
 
 
 def test_features_are_the_models_own_without_padding(folder: Path) -> None:
@@ -74,7 +74,7 @@ def test_a_missing_or_broken_folder_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be loaded"):
         encoder(tmp_path)(["a cat"])
     with pytest.raises(UserError, match="'flan-t5-xl' does not exist"):
-        t5_encoder(None, Target(CPU, torch.float32), TextOptions())(["a cat"])
+        encoder(None)(["a cat"])
 
 
 @pytest.mark.parametrize("prompt", ["a man", "two women", "a humane shelter", "grandson of a king"])
@@ -84,7 +84,7 @@ def test_prompts_about_people_get_the_official_sentence(prompt: str) -> None:
 
 def test_other_prompts_and_the_default_stay_as_they_are(folder: Path) -> None:
     assert with_positive("a red cat") == "a red cat"
-    assert encoder(folder)(["a man"]).lengths == (3,) and encoder(folder, positive=True)(["a man"]).lengths[0] > 3
+    assert encoder(folder)(["a man"]).lengths == (3,) and encoder(folder, positive_prompt=True)(["a man"]).lengths[0] > 3
 
 
 def test_random_features_are_the_same_for_the_same_prompt() -> None:

@@ -28,6 +28,7 @@ from autoprune.errors import UserError
 from autoprune.pruning.plan import site
 
 _FORM = {"attn_type": "llama", "mlp_type": "llama", "disable_aln": True, "shared_aln": False, "use_cross_attn": False}
+_FORM |= {"norm_eps": 1e-6}
 _OFFICIAL_DEFAULTS = {"attn_type": "gpt2", "mlp_type": "gpt2", "disable_aln": False}
 
 

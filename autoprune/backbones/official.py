@@ -1,10 +1,15 @@
 """The released models: sizes, sampling defaults of their authors, and the files they come in."""
 
+from dataclasses import replace
 from functools import partial
 
+from autoprune.backbones import hart
 from autoprune.backbones.backbone import Sampling
 from autoprune.backbones.bsq_tokenizer import BSQTokenizer, TokenizerConfig
+from autoprune.backbones.context import RandomContext
+from autoprune.backbones.hart import HART_0_7B, HART_SAMPLING, Hart, HartConfig
 from autoprune.backbones.infinity import Infinity, TransformerConfig
+from autoprune.backbones.qwen_text import qwen_encoder
 from autoprune.backbones.released import BackboneSpec, Family, ReleasedFiles
 from autoprune.backbones.schedules import pixel_budget_schedules
 from autoprune.backbones.sizes import tokenizer_state, transformer_state
@@ -66,6 +71,17 @@ INFINITY_8B_512 = BackboneSpec(
     schedule_for=pixel_budget_schedules("0.25M"),
     files=ReleasedFiles(("infinity_8b_512x512_weights",), _PATCHIFIED_FILE, _INFINITY_SOURCE, _T5),
 )
+HART_FAMILY = Family(
+    transformer=Hart,
+    tokenizer=VQTokenizer,
+    transformer_state=lambda config: hart.transformer_state,
+    tokenizer_state=lambda model: hart.tokenizer_state,
+    text=lambda spec, folder, target, options: qwen_encoder(folder, target, options, tokens=spec.transformer.context_tokens),
+    random_text=lambda spec, target: RandomContext(
+        spec.transformer.context_tokens, spec.transformer.context_width, device=target.device
+    ),
+    configured=lambda spec, fields: hart_sized(spec, HartConfig.from_fields(fields)),
+)
 VAR_FAMILY = Family(
     transformer=VAR,
     tokenizer=VQTokenizer,
@@ -73,6 +89,28 @@ VAR_FAMILY = Family(
     tokenizer_state=lambda model: dict,
     text=lambda spec, folder, target, options: read_labels,
     random_text=lambda spec, target: read_labels,
+)
+
+
+def hart_sized(spec: BackboneSpec, config: HartConfig) -> BackboneSpec:
+    """Returns a spec with the sizes, scales and tokenizer rows of a configuration."""
+    tokenizer = replace(spec.tokenizer, scales=len(config.sides))
+    return replace(spec, transformer=config, tokenizer=tokenizer, schedule_for=config.schedule_for)
+
+
+HART = BackboneSpec(
+    family=HART_FAMILY,
+    transformer=HART_0_7B,
+    tokenizer=VQConfig(scales=len(HART_0_7B.sides), phi_at_last=False),
+    sampling=HART_SAMPLING,
+    schedule_for=HART_0_7B.schedule_for,
+    files=ReleasedFiles(
+        transformer=("llm/ema_model.bin", "llm"),
+        tokenizer=("tokenizer",),
+        source="mit-han-lab/hart-0.7b-1024px on Hugging Face",
+        text=("Qwen2-VL-1.5B-Instruct", "text_model"),
+        config="llm/config.json",
+    ),
 )
 
 
@@ -89,4 +127,5 @@ def _var(name: str, config: VARConfig) -> BackboneSpec:
 
 _VAR_SIZES = {"var_d16": VAR_D16, "var_d20": VAR_D20, "var_d24": VAR_D24, "var_d30": VAR_D30, "var_d36": VAR_D36}
 RELEASED = {"infinity2b": INFINITY_2B, "infinity8b": INFINITY_8B, "infinity8b_512": INFINITY_8B_512}
+RELEASED["hart"] = HART
 RELEASED |= {name: _var(name, config) for name, config in _VAR_SIZES.items()}

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from autoprune.backbones.context import ContextFeatures
-from autoprune.errors import UserError
+from autoprune.backbones.released import Target, TextOptions
+from autoprune.backbones.text_models import TextModelSource
 
-ENCODER = "mit-han-lab/Qwen2-VL-1.5B-Instruct"  # the language model alone, as HART's authors released it
+ENCODER, KIND = "mit-han-lab/Qwen2-VL-1.5B-Instruct", "AutoModel"  # the language model alone, as HART's authors released it
 MAX_TOKENS = 300
 REMEMBERED = 2048  # prompts whose features stay in host memory, 1.8 MB each at the full size
 SYSTEM_PROMPT = """Given a user prompt, generate an "Enhanced prompt" that provides detailed visual descriptions suitable \
@@ -38,18 +39,8 @@ class QwenTextEncoder:
     The encoder is loaded on the first prompt and never downloaded unless that is allowed.
     """
 
-    def __init__(
-        self,
-        source: str | Path,
-        *,
-        device: torch.device,
-        dtype: torch.dtype,
-        tokens: int = MAX_TOKENS,
-        allow_download: bool = False,
-    ) -> None:
-        """`source` is a folder, or with `allow_download` a name on the Hugging Face hub."""
-        self._source, self._device, self._dtype = str(source), device, dtype
-        self._tokens, self._allow_download = tokens, allow_download
+    def __init__(self, source: TextModelSource, *, device: torch.device, dtype: torch.dtype, tokens: int = MAX_TOKENS) -> None:
+        self._source, self._device, self._dtype, self._tokens = source, device, dtype, tokens
         self._parts: tuple[object, torch.nn.Module] | None = None
         self._known: OrderedDict[str, tuple[Tensor, Tensor]] = OrderedDict()
 
@@ -68,7 +59,7 @@ class QwenTextEncoder:
     def _encoded(self, prompt: str) -> tuple[Tensor, Tensor]:
         """Returns features [L, width] and mask [L] of a prompt, on the CPU."""
         if self._parts is None:
-            self._parts = self._load()
+            self._parts = self._source.load(self._device, self._dtype)
         tokenizer, model = self._parts
         options = {"max_length": self._tokens, "truncation": True, "return_tensors": "pt"}
         own = tokenizer([prompt], padding="max_length", **options).input_ids.to(self._device)
@@ -78,24 +69,11 @@ class QwenTextEncoder:
         states = model(input_ids=tokens, attention_mask=seen.long(), output_hidden_states=True).hidden_states[-1]
         return without_system(states, system.shape[1])[0].cpu(), mask[0].cpu()
 
-    def _load(self) -> tuple[object, torch.nn.Module]:
-        try:
-            from transformers import AutoModel, AutoTokenizer
-        except ImportError:
-            raise UserError("text encoders need transformers; install it with: pip install 'autoprune[text]'.") from None
-        local = not self._allow_download
-        if local and not Path(self._source).is_dir():
-            raise UserError(
-                f"text encoder folder {self._source!r} does not exist; download {ENCODER} there, "
-                "or allow it with allow_download=true."
-            )
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(self._source, local_files_only=local)
-            model = AutoModel.from_pretrained(self._source, dtype=self._dtype, local_files_only=local)
-        except (OSError, ValueError) as error:
-            reason = (str(error).splitlines() or [""])[0][:160]
-            raise UserError(f"text encoder {self._source!r} cannot be loaded ({reason}); copy {ENCODER} again.") from None
-        return tokenizer, model.to(self._device).eval().requires_grad_(False)
+
+def qwen_encoder(folder: Path | None, target: Target, options: TextOptions, *, tokens: int) -> QwenTextEncoder:
+    """Returns the encoder of HART; what it lacks it says at the first prompt."""
+    source = TextModelSource.found(folder, ENCODER, KIND, allow_download=options.allow_download)
+    return QwenTextEncoder(source, device=target.device, dtype=target.dtype, tokens=tokens)
 
 
 def behind_system(tokens: Tensor, mask: Tensor, system: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,8 @@
 """Backbones from the authors' files in a folder, at random in their true shapes, or around a model that is loaded already."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,12 +32,16 @@ class TextOptions:
 
 @dataclass(frozen=True)
 class ReleasedFiles:
-    """Names under which the authors' files are looked for in a folder, in order, and where they come from."""
+    """Names under which the authors' files are looked for in a folder, in order, and where they come from.
+
+    `config` is a JSON file that says the sizes, for families that release one.
+    """
 
     transformer: tuple[str, ...]
     tokenizer: tuple[str, ...]
     source: str
     text: tuple[str, ...] = ()
+    config: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ class Family:
     """How the modules of a family are built from their configurations, and the keys of its files brought to ours.
 
     `text` makes the text encoder from a spec, the folder found for it, its device and precision, and the user's options.
+    `configured` takes the sizes over from the fields of a released configuration.
     """
 
     transformer: Callable[[object], nn.Module]
@@ -52,6 +58,7 @@ class Family:
     tokenizer_state: Callable[[nn.Module], Convert]
     text: Callable[["BackboneSpec", Path | None, "Target", TextOptions], TextEncoder]
     random_text: Callable[["BackboneSpec", "Target"], TextEncoder]
+    configured: Callable[["BackboneSpec", Mapping[str, object]], "BackboneSpec"] = lambda spec, fields: spec
 
 
 @dataclass(frozen=True)
@@ -92,6 +99,8 @@ def released_backbone(name: str, spec: BackboneSpec, folder: Path, target: Targe
     """Loads the files of a folder. Raises UserError for files that are missing, unreadable or of another model."""
     if not folder.is_dir():
         raise UserError(f"weights of {name} are a folder with the released files, {str(folder)!r} is none; give that folder.")
+    if spec.files.config:
+        spec = spec.family.configured(spec, _config(folder, name, spec.files))
     files = [WeightFiles(_found(folder, names, name, spec.files)) for names in (spec.files.transformer, spec.files.tokenizer)]
     transformer, tokenizer = _on_meta(spec)
     convert = spec.family.transformer_state(spec.transformer)
@@ -132,6 +141,17 @@ def _found(folder: Path, names: tuple[str, ...], backbone: str, files: ReleasedF
             return folder / name
     looked = " or ".join(names)
     raise UserError(f"folder {str(folder)!r} lacks {looked} of {backbone}; it comes from {files.source}.")
+
+
+def _config(folder: Path, backbone: str, files: ReleasedFiles) -> Mapping[str, object]:
+    path = _found(folder, (files.config,), backbone, files)
+    try:
+        fields = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"configuration {str(path)!r} cannot be read ({error.__class__.__name__}); copy it again.") from None
+    if not isinstance(fields, dict):
+        raise UserError(f"configuration {str(path)!r} must hold named fields, got a {type(fields).__name__}; copy it again.")
+    return fields
 
 
 def _text_folder(folder: Path, files: ReleasedFiles, text: TextOptions) -> Path | None:

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from autoprune.backbones.released import Target, TextOptions
 from autoprune.backbones.text import TextFeatures
-from autoprune.errors import UserError
+from autoprune.backbones.text_models import TextModelSource
+from autoprune.noise import standard_normal
 
 MAX_LENGTH = 512
-ENCODER = "google/flan-t5-xl"
+ENCODER, KIND = "google/flan-t5-xl", "T5EncoderModel"
 REMEMBERED = 4096  # prompts whose features stay in host memory, at most 4 MB each for Flan-T5-XL
 PEOPLE = (  # the official list without words that contain another one, such as woman, human and grandfather
     ("man", "men", "boy", "girl", "child", "person", "adult", "teenager", "employee", "employer", "worker")
@@ -27,18 +28,8 @@ class T5TextEncoder:
     The encoder is loaded on the first prompt. `positive` adds the official sentence to prompts about people.
     """
 
-    def __init__(
-        self,
-        source: str | Path,
-        *,
-        device: torch.device,
-        dtype: torch.dtype,
-        positive: bool = False,
-        allow_download: bool = False,
-    ) -> None:
-        """`source` is a folder, or with `allow_download` a name on the Hugging Face hub."""
-        self._source, self._device, self._dtype = str(source), device, dtype
-        self._positive, self._allow_download = positive, allow_download
+    def __init__(self, source: TextModelSource, *, device: torch.device, dtype: torch.dtype, positive: bool = False) -> None:
+        self._source, self._device, self._dtype, self._positive = source, device, dtype, positive
         self._parts: tuple[object, torch.nn.Module] | None = None
         self._known: OrderedDict[str, Tensor] = OrderedDict()
 
@@ -46,7 +37,7 @@ class T5TextEncoder:
     def around(tokenizer: object, encoder: torch.nn.Module) -> "T5TextEncoder":
         """Returns an encoder that uses a tokenizer and a T5 encoder which are loaded already."""
         parameter = next(encoder.parameters())
-        ours = T5TextEncoder("", device=parameter.device, dtype=parameter.dtype)
+        ours = T5TextEncoder(TextModelSource("", ENCODER, KIND), device=parameter.device, dtype=parameter.dtype)
         ours._parts = (tokenizer, encoder)
         return ours
 
@@ -70,27 +61,8 @@ class T5TextEncoder:
 
     def _loaded(self) -> tuple[object, torch.nn.Module]:
         if self._parts is None:
-            self._parts = self._load()
+            self._parts = self._source.load(self._device, self._dtype)
         return self._parts
-
-    def _load(self) -> tuple[object, torch.nn.Module]:
-        try:
-            from transformers import AutoTokenizer, T5EncoderModel
-        except ImportError:
-            raise UserError("text encoders need transformers; install it with: pip install 'autoprune[text]'.") from None
-        local = not self._allow_download
-        if local and not Path(self._source).is_dir():
-            raise UserError(
-                f"text encoder folder {self._source!r} does not exist; download {ENCODER} there, "
-                "or allow it with allow_download=true."
-            )
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(self._source, local_files_only=local)
-            encoder = T5EncoderModel.from_pretrained(self._source, dtype=self._dtype, local_files_only=local)
-        except (OSError, ValueError) as error:
-            reason = (str(error).splitlines() or [""])[0][:160]
-            raise UserError(f"text encoder {self._source!r} cannot be loaded ({reason}); copy {ENCODER} again.") from None
-        return tokenizer, encoder.to(self._device).eval().requires_grad_(False)
 
 
 class RandomTextEncoder:
@@ -101,8 +73,6 @@ class RandomTextEncoder:
 
     def __call__(self, prompts: Sequence[str]) -> TextFeatures:
         """Returns the same features for the same prompt."""
-        from autoprune.noise import standard_normal
-
         rows = []
         for prompt in prompts:
             address = (int.from_bytes(prompt.encode()[:6], "big"), len(prompt), 0)
@@ -111,14 +81,9 @@ class RandomTextEncoder:
 
 
 def t5_encoder(folder: Path | None, target: Target, options: TextOptions) -> T5TextEncoder:
-    """Returns the encoder of Infinity; without a folder it says so at the first prompt, or downloads where that is allowed."""
-    return T5TextEncoder(
-        folder or (ENCODER if options.allow_download else ENCODER.rpartition("/")[2]),
-        device=target.device,
-        dtype=target.dtype,
-        positive=options.positive_prompt,
-        allow_download=options.allow_download,
-    )
+    """Returns the encoder of Infinity; what it lacks it says at the first prompt."""
+    source = TextModelSource.found(folder, ENCODER, KIND, allow_download=options.allow_download)
+    return T5TextEncoder(source, device=target.device, dtype=target.dtype, positive=options.positive_prompt)
 
 
 def with_positive(prompt: str) -> str:

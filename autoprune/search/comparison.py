@@ -48,7 +48,7 @@ def compare(
     schedule = backbone.scale_schedule()
     names = [DENSE, *(candidate.name for candidate in candidates)]
     for candidate in candidates:
-        candidate.policy.check_fits(backbone.name, backbone.depth, schedule)
+        candidate.policy.check_fits(backbone.name, backbone.depth, schedule, skippable=backbone.skippable)
         if names.count(candidate.name) > 1:
             raise UserError(f"policy names must differ, {candidate.name!r} is given twice; rename one.")
     dense = Candidate(DENSE, Policy(backbone.name, backbone.depth, schedule), "the unpruned model", DENSE)

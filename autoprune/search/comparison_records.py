@@ -108,7 +108,7 @@ def file_candidates(source: Path, target: "Target", *, taken: Sequence[str]) -> 
     for file in policy_files(source):
         policy, name = Policy.load(file), file.name if file.stem in (DENSE, *taken) else file.stem
         try:
-            policy.check_fits(target.backbone, target.depth, target.scale_schedule)
+            policy.check_fits(target.backbone, target.depth, target.scale_schedule, skippable=target.skippable)
         except UserError as error:
             raise UserError(f"{file}: {error}") from None
         candidates.append(Candidate(name, policy, str(file), "file"))

@@ -206,7 +206,8 @@ class GenerationEvaluator:
         """Returns how slow the machine is now: a late scale of a dense run is timed, where its prefix is known, or all."""
         full = [batch.work for batch in self._batches if self._full(batch.work)]
         work, self._turn = full[self._turn % len(full)], self._turn + 1
-        short = Policy(self._backbone.name, self._backbone.depth, self._backbone.scale_schedule(), skip_last=PROBE_FROM_END)
+        skipped = PROBE_FROM_END if self._backbone.skippable else 0
+        short = Policy(self._backbone.name, self._backbone.depth, self._backbone.scale_schedule(), skip_last=skipped)
         start = self._prefixes.start(work.first_sample, self._plan(short), partial(self._recorded, work))
         if start is not None:
             slowness = self._table.slowness(self._timed_by_scale(short, work, start)[1])
