@@ -17,6 +17,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 from torch import Tensor
 
+from autoprune.measure.device import one_torch_thread
 from autoprune.search.acquisition import expected_improvement, probability_below
 from autoprune.search.front import Point, non_dominated, reference_of
 from autoprune.search.gaussian_process import GaussianProcess
@@ -76,7 +77,8 @@ class ModelSampler(BaseSampler):
         if len(told.vectors) < self._startup:
             candidates = self._around(told.best() or [random_vector(self._space, rng)], rng)
             return next((vector for vector in self._fresh(candidates, told, POOL) if self._unseen(vector, told)), {})
-        return self._best(told, rng)
+        with one_torch_thread():
+            return self._best(told, rng)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
