@@ -28,7 +28,7 @@ from autoprune.policy import Policy, policy_files, token_count
 from autoprune.rules import BranchRule, ScalePruning
 
 USAGE = "python -m autoprune.bench batch=16 policies=outputs/tiny-unified/policies"
-SUITES = ("policies", "overhead", "loading")
+SUITES = ("policies", "overhead", "loading", "search")
 PROMPT = "a red circle left of a striped blue square"
 
 
@@ -37,7 +37,7 @@ class Choices(LoadArguments):
     """The command line. `policies` is a policy file or a folder of them, timed beside the built-in probes.
 
     `suite` policies times whole generations of a backbone, overhead the selection and restoration of one large scale, loading
-    measures host memory while a synthetic sharded checkpoint of 1 GB is read.
+    measures host memory while a synthetic sharded checkpoint of 1 GB is read, search compares samplers (a quarter of an hour).
     """
 
     batch: int = 16
@@ -113,7 +113,7 @@ def _bench(choices: Choices) -> str:
         "batch": choices.batch,
         "rounds": choices.rounds,
     }
-    record |= {"policies": _policies, "overhead": _overhead, "loading": _loading}[choices.suite](choices)
+    record |= {"policies": _policies, "overhead": _overhead, "loading": _loading, "search": _search}[choices.suite](choices)
     path = Path(choices.output)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -158,6 +158,20 @@ def _loading(choices: Choices) -> dict[str, object]:
     }
 
 
+def _search(choices: Choices) -> dict[str, object]:
+    from autoprune.search.sampler_bench import SamplerCase, measure_samplers
+    from autoprune.search.sampler_plot import save_sampler_plot
+
+    backbone, case = choices.load(), SamplerCase(batch=choices.batch)
+    record = measure_samplers(backbone, case)
+    save_sampler_plot(record, Path(choices.output).with_suffix(".png"))
+    return record | {
+        "what": "hypervolume after each trial / that of all trials here, median over seeds",
+        "machine": device_identity(backbone.device, backbone.dtype),
+        "case": asdict(case),
+    }
+
+
 def _row(timing: Timing, reference: Timing) -> dict[str, float]:
     return {"seconds": timing.median, "spread": timing.spread, "ratio": reference.median / timing.median}
 
@@ -167,6 +181,10 @@ def _table(record: dict) -> str:
     lines = [f"{machine['device_name']}, {machine['threads']} threads, {machine['dtype']}, batch {record['batch']}"]
     for name, row in record.get("loading", {}).items():
         lines.append(f"  {name:10s}" + "".join(f" {key} {value:.2f}" for key, value in row.items()))
+    for name, curve in record.get("samplers", {}).items():
+        reached = next((place for place, share in enumerate(curve["trials"], start=1) if share >= 0.9), None)
+        end, seconds = curve["trials"][-1], curve["seconds"][-1]
+        lines.append(f"  {name:8s} {end:.3f} after {len(curve['trials'])} trials, {seconds:.0f} s; 0.9 after {reached} trials")
     for part in (part for part in ("policies", "attention", "overhead") if part in record):
         lines.append(f"{part:44s} {'ms':>8s} {'+-':>6s} {'ratio':>6s}")
         for name, row in record[part].items():

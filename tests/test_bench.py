@@ -42,7 +42,7 @@ def test_loading_reads_a_sharded_checkpoint_and_says_what_it_needed(tmp_path) ->
         (["rounds=x"], "rounds must be a whole number"),
         (["speed=1"], "choose from backbone"),
         (["batch=0"], "batch must be at least 1"),
-        (["suite=all"], "unknown suite 'all'; choose from policies, overhead, loading"),
+        (["suite=all"], "unknown suite 'all'; choose from policies, overhead, loading, search"),
         (["weights=random", "policies=/nowhere.json"], "cannot be read"),
     ],
 )
