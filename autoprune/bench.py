@@ -18,17 +18,23 @@ from autoprune.arguments import run_command
 from autoprune.backbones import Backbone, LoadArguments, load_backbone
 from autoprune.backbones.attention import explicit_attention, sdpa_attention
 from autoprune.errors import UserError, unknown_name
+from autoprune.files import check_writable
 from autoprune.generation import generate
+from autoprune.measure.bars import bars_table, measure_bars
+from autoprune.measure.bars_case import bars_case, plain_case
 from autoprune.measure.device import device_identity
 from autoprune.measure.latency import Timing, interleaved
 from autoprune.measure.loading import LoadingCase, measure_loading
 from autoprune.measure.memory import PeakMemory
+from autoprune.measure.memory_check import MemoryCase, check_memory
 from autoprune.measure.overhead import OverheadCase, measure_overhead
+from autoprune.measure.scale_table import memory_table, scale_table
+from autoprune.measure.scales import measure_scales
 from autoprune.policy import Policy, policy_files, token_count
 from autoprune.rules import BranchRule, ScalePruning
 
 USAGE = "python -m autoprune.bench batch=16 policies=outputs/tiny-unified/policies"
-SUITES = ("policies", "overhead", "loading", "search")
+SUITES = ("policies", "overhead", "loading", "search", "scales", "memory", "bars")
 PROMPT = "a red circle left of a striped blue square"
 
 
@@ -37,18 +43,23 @@ class Choices(LoadArguments):
     """The command line. `policies` is a policy file or a folder of them, timed beside the built-in probes.
 
     `suite` policies times whole generations of a backbone, overhead the selection and restoration of one large scale, loading
-    measures host memory while a synthetic sharded checkpoint of 1 GB is read, search compares samplers (a quarter of an hour).
+    measures host memory while a synthetic sharded checkpoint of 1 GB is read, search compares samplers (a quarter of an hour),
+    scales reports FLOPs, time and memory of every scale (`presets=true`: of every preset too), memory compares predictions,
+    bars checks what the runtime must reach, at sizes of its own whatever `backbone` and `batch` say.
     """
 
     batch: int = 16
     rounds: int = 9
     policies: str = ""
+    presets: str = ""
     output: str = "outputs/bench.json"
     suite: str = "policies"
 
     def __post_init__(self) -> None:
         if self.suite not in SUITES:
             raise unknown_name("suite", self.suite, SUITES)
+        if self.presets not in ("", "true", "false"):
+            raise UserError(f"presets must be true or false, got {self.presets!r}.")
         for name in ("batch", "rounds"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}.")
@@ -113,7 +124,9 @@ def _bench(choices: Choices) -> str:
         "batch": choices.batch,
         "rounds": choices.rounds,
     }
-    record |= {"policies": _policies, "overhead": _overhead, "loading": _loading, "search": _search}[choices.suite](choices)
+    suites = {"policies": _policies, "overhead": _overhead, "loading": _loading, "search": _search}
+    suites |= {"scales": _scales, "memory": _memory, "bars": _bars}
+    record |= suites[choices.suite](choices)
     path = Path(choices.output)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -172,6 +185,74 @@ def _search(choices: Choices) -> dict[str, object]:
     }
 
 
+def _scales(choices: Choices) -> dict[str, object]:
+    check_writable(Path(choices.output).parent, what="output", remedy="choose another file")
+    backbone = choices.load()
+    files = policy_files(choices.policies) if choices.policies else []
+    presets, left_out = _presets(backbone) if choices.presets == "true" else ({}, [])
+    policies = presets | {file.stem: Policy.load(file) for file in files}
+    record = {
+        "what": "2 FLOPs a multiply-accumulate, medians in milliseconds; share is achieved FLOP/s / the best matrix product's",
+        "machine": device_identity(backbone.device, backbone.dtype),
+        "backbone": {"name": backbone.name, "weights": backbone.revision, "scale_schedule": backbone.scale_schedule()},
+        "scales": measure_scales(backbone, policies, batch=choices.batch, rounds=choices.rounds, prompt=PROMPT),
+    }
+    try:
+        from autoprune.search.scale_figure import save_scale_plot
+
+        save_scale_plot(record | {"batch": choices.batch, "rounds": choices.rounds}, Path(choices.output).with_suffix(".png"))
+    except ModuleNotFoundError as error:
+        left_out.append(f'the plot is left out: it needs {error.name}; run: pip install "autoprune[search]".')
+    return record | {"left_out": left_out}
+
+
+def _presets(backbone: Backbone) -> tuple[dict[str, Policy], list[str]]:
+    """Returns the presets of the unified space and a sentence for each that is left out, or one for all."""
+    try:
+        from autoprune.search.comparison_records import preset_candidates
+        from autoprune.search.folders import shipped_folder
+        from autoprune.search.space import space_for
+        from autoprune.search.space_file import read_space
+
+        space = space_for(read_space(shipped_folder("search_spaces") / "unified.yaml"), backbone)
+    except ModuleNotFoundError as error:
+        return {}, [f'presets are left out: they need {error.name}; run: pip install "autoprune[search]".']
+    return {candidate.name: candidate.policy for candidate in preset_candidates(space)}, list(space.missing)
+
+
+def _memory(choices: Choices) -> dict[str, object]:
+    case = MemoryCase()
+    return {
+        "what": "MB above the loaded model of one generation; ratio is predicted / measured",
+        "batch": 1,
+        "machine": device_identity(torch.device("cpu"), torch.float32),
+        "case": asdict(case),
+        "memory": check_memory(case),
+    }
+
+
+def _bars(choices: Choices) -> dict[str, object]:
+    check_writable(Path(choices.output).parent, what="output", remedy="choose another file")
+    backbone = load_backbone("tiny", device=choices.device, dtype=choices.dtype)
+    device, dtype = backbone.device, backbone.dtype
+    case = bars_case(device, dtype)
+    bars, left_out = measure_bars(case, device=device, rounds=choices.rounds), []
+    try:
+        from autoprune.search.trial_bar import TrialCase, trial_bar
+
+        bars |= trial_bar(backbone, TrialCase())
+    except ModuleNotFoundError as error:
+        left_out.append(f'the bar of trials is left out: it needs {error.name}; run: pip install "autoprune[search]".')
+    return {
+        "what": "value against bar; seconds are medians of a generation without its decoder unless a name says more",
+        "machine": device_identity(device, dtype),
+        "batch": ", ".join(map(str, case.batches)),
+        "case": plain_case(case),
+        "bars": bars,
+        "left_out": left_out,
+    }
+
+
 def _row(timing: Timing, reference: Timing) -> dict[str, float]:
     return {"seconds": timing.median, "spread": timing.spread, "ratio": reference.median / timing.median}
 
@@ -185,6 +266,10 @@ def _table(record: dict) -> str:
         reached = next((place for place, share in enumerate(curve["trials"], start=1) if share >= 0.9), None)
         end, seconds = curve["trials"][-1], curve["seconds"][-1]
         lines.append(f"  {name:8s} {end:.3f} after {len(curve['trials'])} trials, {seconds:.0f} s; 0.9 after {reached} trials")
+    lines += scale_table(record["scales"]) if "scales" in record else []
+    lines += memory_table(record["memory"]) if "memory" in record else []
+    lines += bars_table(record["bars"]) if "bars" in record else []
+    lines += [f"left out: {sentence}" for sentence in record.get("left_out", ())]
     for part in (part for part in ("policies", "attention", "overhead") if part in record):
         lines.append(f"{part:44s} {'ms':>8s} {'+-':>6s} {'ratio':>6s}")
         for name, row in record[part].items():

@@ -1,13 +1,21 @@
 """The benchmark command writes a record of ratios with the machine, and refuses bad input in one sentence."""
 
 import json
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
 from autoprune import bench
+from autoprune.backbones import Backbone, load_backbone
 from autoprune.measure.loading import LoadingCase, measure_loading
 from autoprune.measure.overhead import OverheadCase, measure_overhead
+from autoprune.measure.scales import measure_scales
+from autoprune.policy import Policy, token_count
+from autoprune.rules import BranchRule, ScalePruning
+from tests.test_flops import hart, var
+from tests.test_imports import SEARCH_PACKAGES, run_without
 
 
 def test_record_holds_ratios_and_the_machine(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -36,6 +44,57 @@ def test_loading_reads_a_sharded_checkpoint_and_says_what_it_needed(tmp_path) ->
     assert all(row["shard"] > 1 and row["peak"] >= 0 for row in rows.values())
 
 
+def scales_record(folder: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[dict, str]:
+    path = folder / "scales.json"
+    assert (
+        bench.main(["suite=scales", "weights=random", "dtype=float32", "batch=1", "rounds=1", f"output={path}", *arguments])
+        == 0
+    )
+    return json.loads(path.read_text()), capsys.readouterr().out
+
+
+def test_scales_reports_work_time_and_memory_of_every_scale(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny = load_backbone("tiny", weights="random")
+    schedule = tiny.scale_schedule()
+    rule = ScalePruning(0.5, granularity="scale", restorer="zero_residual")
+    Policy("tiny", 6, schedule, {5: rule, 6: rule}, group_from=5).save(tmp_path / "files" / "grouped.json")
+    Policy("tiny", 6, schedule, guidance=BranchRule("adaptive", 4, threshold=1e9)).save(tmp_path / "files" / "decides.json")
+    record, shown = scales_record(tmp_path, capsys, f"policies={tmp_path / 'files'}")
+    dense, grouped, decides = (record["scales"]["policies"][name] for name in ("dense", "grouped", "decides"))
+    assert [row["scales"] for row in dense["forwards"]] == [[scale] for scale in range(7)]
+    assert [row["tokens"] for row in dense["forwards"]] == [token_count(grid) for grid in schedule]
+    assert all(row["ms"] > 0 and 0 < row["share"] < 1.2 and row["rows"] == 2 for row in dense["forwards"])
+    assert grouped["forwards"][-1]["scales"] == [5, 6] and grouped["forwards"][-1]["kept"] == 72 + 128
+    assert [row["rows"] for row in decides["forwards"]] == [2, 2, 2, 2, 2, 1, 1], "what ran, not what might have"
+    assert decides["forwards"][-1]["gflop"] == pytest.approx(dense["forwards"][-1]["gflop"] / 2, rel=0.01)
+    held = dense["forwards"][-1]["key_value_mb"]
+    assert held == pytest.approx(dense["predicted"]["key_values_mb"]) and dense["predicted"]["resident_mb"] > held
+    assert dense["text_ms"] > 0 and dense["decoding_ms"] > 0 and dense["peak_memory_mb"] > 0
+    assert record["scales"]["dense_keys_values"]["ratio"] > 1.5 and record["machine"]["dtype"] == "float32"
+    assert (tmp_path / "scales.png").stat().st_size > 10000 and "grouped: where it differs from dense" in shown
+
+
+@pytest.mark.parametrize("family", [var, hart])
+def test_scales_serves_every_family(family: Callable[[], Backbone]) -> None:
+    record = measure_scales(family(), {}, batch=1, rounds=1, prompt="a cat")
+    assert len(record["policies"]["dense"]["forwards"]) == 6 and "dense_keys_values" not in record
+    assert record["policies"]["dense"]["text_keys_values_gflop"] == 0
+
+
+def test_scales_runs_without_the_search_extra_and_says_what_is_left_out(tmp_path: Path) -> None:
+    code = "import sys\nfrom autoprune import bench\nsys.exit(bench.main(sys.argv[1:]))"
+    arguments = ["suite=scales", "weights=random", "batch=1", "rounds=1", "presets=true", f"output={tmp_path / 's.json'}"]
+    done = run_without(SEARCH_PACKAGES, code, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "presets are left out" in done.stdout and "the plot is left out" in done.stdout
+    assert list(json.loads((tmp_path / "s.json").read_text())["scales"]["policies"]) == ["dense"]
+
+
+def test_presets_are_those_of_the_unified_space() -> None:
+    policies, missing = bench._presets(load_backbone("tiny", weights="random"))
+    assert {"fastvar", "skip-1"} <= policies.keys() and all(isinstance(sentence, str) for sentence in missing)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -43,6 +102,7 @@ def test_loading_reads_a_sharded_checkpoint_and_says_what_it_needed(tmp_path) ->
         (["speed=1"], "choose from backbone"),
         (["batch=0"], "batch must be at least 1"),
         (["suite=all"], "unknown suite 'all'; choose from policies, overhead, loading, search"),
+        (["presets=maybe"], "presets must be true or false, got 'maybe'"),
         (["weights=random", "policies=/nowhere.json"], "cannot be read"),
     ],
 )

@@ -22,7 +22,7 @@ from autoprune.backbones.hart_layers import (
 )
 from autoprune.backbones.infinity import Step
 from autoprune.backbones.kv_buffer import KeyValueBuffer
-from autoprune.backbones.layers import RMSNorm
+from autoprune.backbones.layers import RMSNorm, without_autocast
 from autoprune.backbones.residual_diffusion import NumberEmbedding, ResidualDiffusion
 from autoprune.errors import UserError
 from autoprune.pruning.plan import site
@@ -235,7 +235,7 @@ class Hart(nn.Module):
 
     def logits(self, x: Tensor, conditioning: Conditioning) -> Tensor:
         """x [R, N, C] -> float32 logits [R, N, vocabulary]."""
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             gain, shift = conditioning.head_modulation
             return self.head(self.head_nm.ln_wo_grad(x) * gain + shift)
 
@@ -248,7 +248,7 @@ class Hart(nn.Module):
         branches = len(x) // len(codes)
         if weight == 1:
             x, branches = x[: len(codes)], 1
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             features = self.decoder_norm(x.float() + self.word_embed(tokens).repeat(branches, 1, 1))
             residual = self.diffloss.sample(features, draw, branches=branches, weight=weight)
         return codes + residual.transpose(1, 2).unflatten(2, codes.shape[-2:])

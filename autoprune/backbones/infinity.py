@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from autoprune.backbones.attention import attend
 from autoprune.backbones.kv_buffer import KeyValueBuffer
-from autoprune.backbones.layers import CrossAttention, FeedForward, RMSNorm, SelfAttention, TextPool, modulate
+from autoprune.backbones.layers import CrossAttention, FeedForward, RMSNorm, SelfAttention, TextPool, modulate, without_autocast
 from autoprune.backbones.rope import gather_rotation, rotation
 from autoprune.backbones.schedules import position_frame
 from autoprune.backbones.text import TextFeatures
@@ -212,7 +212,7 @@ class Infinity(nn.Module):
 
     def logits(self, x: Tensor, conditioning: Conditioning) -> Tensor:
         """x [R, N, C] -> float32 logits [R, N, token bits, 2]; outputs 2j and 2j + 1 score bit j being 0 and 1."""
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             gain, shift = (part.float() for part in conditioning.head_modulation)
             return self.head(modulate(x.float(), gain, shift)).unflatten(-1, (-1, 2))
 

@@ -1,12 +1,14 @@
 """The transformer parts of Infinity (arXiv 2412.04431), with the names of the official state dict; VAR shares some."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from autoprune.backbones.attention import attend
+from autoprune.backbones.linear import linear, linear_gelu
 from autoprune.backbones.rope import rotate
 
 SCALE_LIMIT = 4.605170185988092  # ln 100, the official bound of the learned q/k scale
@@ -15,6 +17,11 @@ SCALE_LIMIT = 4.605170185988092  # ln 100, the official bound of the learned q/k
 def modulate(x: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
     """Returns LN(x) * gain + shift, LN without weights. x [R, L, C]; gain, shift [R, 1, C]."""
     return torch.addcmul(shift, functional.layer_norm(x, x.shape[-1:], eps=1e-6), gain)
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager:
+    """Returns a context in which float32 stays float32; the meta device, where sizes are computed, knows no autocast."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 class SelfAttention(nn.Module):
@@ -32,11 +39,11 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, rotation: Tensor | None, attention: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
         """x [R, L, C]; `rotation` [2, (R, 1,) L, D] or None; `attention` gets q, k, v [R, H, L, D], adds the earlier keys."""
         bias = torch.cat((self.q_bias, self.zero_k_bias, self.v_bias))
-        qkv = functional.linear(x, self.mat_qkv.weight, bias).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        qkv = linear(x, self.mat_qkv.weight, bias).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         normalised = functional.normalize(qkv[:2], dim=-1, eps=1e-12)
         q, k = normalised if rotation is None else rotate(normalised, rotation)
         q = q * self.scale_mul_1H11.clamp_max(SCALE_LIMIT).exp()
-        return self.proj(attention(q, k, qkv[2]).transpose(1, 2).flatten(2))
+        return linear(attention(q, k, qkv[2]).transpose(1, 2).flatten(2), self.proj.weight, self.proj.bias)
 
 
 class CrossAttention(nn.Module):
@@ -58,9 +65,9 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, text: Tensor, mask: Tensor | None) -> Tensor:
         """x [R, L, C]; `text` from text_keys_values; `mask` hides padding, [R, 1, 1, T] or None."""
-        q = self.mat_q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        q = linear(x, self.mat_q.weight, self.mat_q.bias).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         out = attend(q, text[0], text[1], scale=q.shape[-1] ** -0.5, mask=mask)
-        return self.proj(out.transpose(1, 2).flatten(2))
+        return linear(out.transpose(1, 2).flatten(2), self.proj.weight, self.proj.bias)
 
 
 class FeedForward(nn.Module):
@@ -73,7 +80,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[R, L, C] -> [R, L, C]."""
-        return self.fc2(functional.gelu(self.fc1(x), approximate="tanh"))
+        return linear(linear_gelu(x, self.fc1.weight, self.fc1.bias), self.fc2.weight, self.fc2.bias)
 
 
 class TextPool(nn.Module):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from autoprune.backbones.backbone import Sampling
 from autoprune.backbones.infinity import Step
 from autoprune.backbones.kv_buffer import KeyValueBuffer
-from autoprune.backbones.layers import FeedForward, SelfAttention, modulate
+from autoprune.backbones.layers import FeedForward, SelfAttention, modulate, without_autocast
 from autoprune.errors import UserError
 from autoprune.policy import Grid
 from autoprune.pruning.plan import site
@@ -217,7 +217,7 @@ class VAR(nn.Module):
 
     def logits(self, x: Tensor, conditioning: Conditioning) -> Tensor:
         """x [R, N, C] -> float32 logits [R, N, vocabulary]."""
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             return self.head(modulate(x.float(), *conditioning.head_modulation))
 
     def _places(self, scale: int) -> Tensor:
