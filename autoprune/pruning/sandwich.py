@@ -13,7 +13,7 @@ from autoprune.pruning import RESTORERS, SCORERS
 from autoprune.pruning.merging import match, merge_mean
 from autoprune.pruning.plan import WHOLE_SCALE, ScalePlan, chunk_site
 from autoprune.pruning.projection import mixing, project
-from autoprune.pruning.restoration import Frame, anchors_of, changes_latent, token_rows
+from autoprune.pruning.restoration import Frame, anchors_of, changes_latent, take_tokens
 from autoprune.pruning.restorers import nearest_kept
 from autoprune.pruning.scorers import ScoreContext
 from autoprune.pruning.selection import combined, draw, threshold_count, top
@@ -139,7 +139,7 @@ class Sandwich:
             noise = self._noise(standard_normal, site, x.shape[0], (x.shape[1], count)).to(x.device)
             first = torch.arange(count, device=x.device).expand(len(x), -1)
             return Taken(project(x, mixing(noise)), kept, first if rule.positions == "first" else kept)
-        return Taken(x.gather(1, token_rows(kept, x.shape[-1])), kept, kept)
+        return Taken(take_tokens(x, kept), kept, kept)
 
     def _give(self, x: Tensor, taken: Taken, out: Tensor, site: int, *, residual: bool = True) -> Tensor:
         """Returns the restored residual [R, N, C] of a sublayer, or the hidden state of a chunk or scale."""
