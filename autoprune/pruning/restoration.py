@@ -99,7 +99,7 @@ def _scattered(frame: Frame, background: Tensor) -> Tensor:
 
 
 def take_tokens(x: Tensor, index: Tensor) -> Tensor:
-    """Returns the tokens `index` [R, M] of x [R, N, C], [R, M, C]; as whole rows, which bfloat16 on CPUs gathers 5 times as fast."""
+    """Returns the tokens `index` [R, M] of x [R, N, C], [R, M, C] (whole rows: 5 times faster in bfloat16 on CPUs)."""
     return x.flatten(0, 1).index_select(0, _flat(index, x.shape[1])).view(*index.shape, -1)
 
 
