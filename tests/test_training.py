@@ -51,6 +51,16 @@ def test_muon_treats_fused_matrices_one_by_one():
     torch.testing.assert_close(fused, torch.cat(apart))
 
 
+def test_teacher_forcing_on_the_first_scales_alone_gives_what_it_gives_there_on_all(tokenizer):
+    features = torch.randn(2, tokenizer.config.bits, *SCHEDULE[-1][1:])
+    options = {"max_flip": 0.0, "generator": torch.Generator()}
+    every = teacher_forcing(tokenizer, features, SCHEDULE, **options)
+    first = teacher_forcing(tokenizer, features, SCHEDULE[:4], **options)
+    assert len(first.targets) == 4 and len(first.inputs) == 3
+    for ours, theirs in ((first.targets, every.targets), (first.inputs, every.inputs)):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=False))
+
+
 def test_teacher_forcing_without_flips_is_what_the_tokenizer_and_inference_compute(tokenizer):
     features = torch.randn(2, 16, 16, 16, generator=torch.Generator().manual_seed(0))
     teacher = teacher_forcing(tokenizer, features, SCHEDULE, max_flip=0.0, generator=torch.Generator())

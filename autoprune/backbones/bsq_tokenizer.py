@@ -114,8 +114,8 @@ class BSQTokenizer(nn.Module):
         return self.magnitudes[scale] if self.config.scale_magnitudes else self.config.bits**-0.5
 
     def accumulate(self, latent: Tensor, codes: Tensor, scale: int, count: int) -> Tensor:
-        """Latent plus the codes of a scale of `count`, at its size (official trilinear rule; T = 1 makes it bilinear)."""
-        return latent + (codes if scale == count - 1 else _bilinear(codes, latent.shape[-2:]))
+        """Latent plus the codes brought to its size, which those of the last scale have (official trilinear rule; T = 1)."""
+        return latent + _bilinear(codes, latent.shape[-2:])
 
     def next_tokens(self, latent: Tensor, grid: Grid) -> Tensor:
         """Latent [B, bits, H, W] -> transformer input of the scale [B, h * w, token_bits], bilinear also downwards."""
