@@ -8,7 +8,7 @@ from autoprune.policy import Policy
 from autoprune.search.evaluator import Evaluator
 from autoprune.search.export import export_policy, measured_fields, remove_policies
 from autoprune.search.folder import StudyFolder
-from autoprune.search.front import most_valuable, non_dominated, objectives, search_front
+from autoprune.search.front import may_lead, most_valuable, non_dominated, objectives, search_front
 from autoprune.search.records import FrontMember, Measurement, StudyResult, TrialRecord
 from autoprune.search.rivalry import rivalry
 from autoprune.search.settings import StudySettings
@@ -23,12 +23,14 @@ def validate_front(
 ) -> StudyResult:
     """Returns the result with its front, presets and table error filled in, and writes policies/*.json.
 
-    Members and presets run interleaved with dense on held-out prompts and seeds. The front holds the members that no
-    other one beats there, and those a tier chose, `rejected` the rest; the search's own numbers go into no policy.
+    Members and presets run interleaved with dense on held-out prompts and seeds; presets may be exported too. The front
+    holds the members that no other one beats there, and those a tier chose, `rejected` the rest; the search's own numbers
+    go into no policy.
     `step` is called after each round and says whether there is time for another.
     """
-    chosen = _candidates(result.trials, settings)
     shown = _shown(result.trials, settings)
+    chosen = _candidates(result.trials, settings)
+    chosen += [trial for trial in shown if may_lead(trial) and trial not in chosen]
     policies = {trial.policy.key(): trial.policy for trial in [*chosen, *shown]}
     remove_policies(folder)
     if not policies:
