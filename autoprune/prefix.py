@@ -5,6 +5,7 @@ Policies leave early scales alone nearly always, so a search computes those once
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ class DensePrefix:
             agreed -= 1  # what a later scale asks of this one is not in the snapshots
         return self.snapshots[agreed - 1] if agreed else None
 
-    @property
+    @cached_property
     def bytes(self) -> int:
         """Returns the memory that the snapshots keep, tensors that several share counted once."""
         storages = {tensor.untyped_storage() for snapshot in self.snapshots for tensor in snapshot.tensors()}

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from autoprune.backbones import Backbone, Sampling
-from autoprune.backbones.bsq_tokenizer import BSQTokenizer, TokenizerConfig
-from autoprune.backbones.infinity import Infinity, TransformerConfig
+from autoprune.backbones.bsq_tokenizer import BSQTokenizer
+from autoprune.backbones.infinity import Infinity
 from autoprune.backbones.schedules import scale_schedule
+from autoprune.backbones.sizes import tokenizer_config, transformer_config
 from autoprune.backbones.text import TextFeatures
 from autoprune.generation import Observer, Request
 from autoprune.policy import Policy
@@ -68,10 +69,12 @@ def backbone(weights: str) -> Backbone:
     config = read_meta(FOLDER / f"{weights}.trace.npz")["config"]
     state = {key: torch.from_numpy(archive[key]) for key in archive.files if key != "meta_json"}
     state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
-    model = Infinity(_transformer_config(config, state))
+    model = Infinity(transformer_config(_part(state, "infinity.")))
     model.load_state_dict(_part(state, "infinity."))
     with_encoder = any(key.startswith("vae.encoder.") for key in state)
-    tokenizer = BSQTokenizer(_tokenizer_config(config, state), with_encoder=with_encoder)
+    tokenizer = BSQTokenizer(
+        tokenizer_config(_part(state, "vae."), token_bits=model.config.token_bits), with_encoder=with_encoder
+    )
     tokenizer.load_state_dict(_part(state, "vae."))
     for part in (model, tokenizer):
         part.eval().requires_grad_(False)
@@ -194,29 +197,3 @@ def _token_bits(bits: np.ndarray, grid: tuple[int, int, int]) -> Tensor:
     planes = torch.from_numpy(bits)[:, 0].permute(0, 3, 1, 2).float()
     folded = torch.nn.functional.pixel_unshuffle(planes, planes.shape[-1] // grid[2])
     return folded.flatten(2).transpose(1, 2).long()
-
-
-def _transformer_config(config: dict, state: dict[str, Tensor]) -> TransformerConfig:
-    return TransformerConfig(
-        width=config["C"],
-        heads=config["H"],
-        depth=config["depth"],
-        chunks=config["chunks"],
-        token_bits=state["infinity.head.weight"].shape[0] // 2,
-        text_width=config["Ct5"],
-        text_max_length=config["text_maxlen"],
-        levels=len(state["infinity.lvl_embed.weight"]),
-    )
-
-
-def _tokenizer_config(config: dict, state: dict[str, Tensor]) -> TokenizerConfig:
-    multipliers = tuple(config["vae_ch_mult"])
-    blocks = len({key.split(".")[5] for key in state if key.startswith("vae.decoder.up.0.block.")})
-    return TokenizerConfig(
-        bits=config["vae_dim"],
-        base=len(state["vae.decoder.norm_out.norm.weight"]) // multipliers[0],
-        channel_multipliers=multipliers,
-        encoder_blocks=blocks - 1,
-        decoder_blocks=blocks,
-        patchify=bool(config["patchify"]),
-    )

@@ -24,6 +24,7 @@ from autoprune.backbones.infinity import Step
 from autoprune.backbones.kv_buffer import KeyValueBuffer
 from autoprune.backbones.layers import RMSNorm, without_autocast
 from autoprune.backbones.residual_diffusion import NumberEmbedding, ResidualDiffusion
+from autoprune.backbones.schedules import square_schedule
 from autoprune.errors import UserError
 from autoprune.pruning.plan import site
 
@@ -59,13 +60,11 @@ class HartConfig:
     @property
     def schedule(self) -> Schedule:
         """Grids (t, h, w) of the scales."""
-        return tuple((1, side, side) for side in self.sides)
+        return square_schedule(self.sides)
 
     def schedule_for(self, h_div_w: float = 1.0) -> Schedule:
         """Returns the schedule; raises UserError for an aspect ratio other than 1."""
-        if h_div_w != 1:
-            raise UserError(f"h_div_w must be 1 for a backbone that makes square images only, got {h_div_w}.")
-        return self.schedule
+        return square_schedule(self.sides, h_div_w)
 
     @property
     def mlp_width(self) -> int:

@@ -54,6 +54,13 @@ def pixel_budget_schedules(pixel_budget: str) -> Callable[[float], tuple[Grid, .
     return partial(scale_schedule, pixel_budget=pixel_budget)
 
 
+def square_schedule(sides: tuple[int, ...], h_div_w: float = 1.0) -> tuple[Grid, ...]:
+    """Returns square grids of these sides. Raises UserError for an aspect ratio other than 1."""
+    if h_div_w != 1:
+        raise UserError(f"h_div_w must be 1 for a backbone that makes square images only, got {h_div_w}.")
+    return tuple((1, side, side) for side in sides)
+
+
 @lru_cache(maxsize=64)
 def position_frame(schedule: tuple[Grid, ...]) -> Grid:
     """Returns the grid in which token positions are counted: the last one of the full template of the same aspect ratio."""

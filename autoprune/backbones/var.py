@@ -10,6 +10,7 @@ from autoprune.backbones.backbone import Sampling
 from autoprune.backbones.infinity import Step
 from autoprune.backbones.kv_buffer import KeyValueBuffer
 from autoprune.backbones.layers import FeedForward, SelfAttention, modulate, without_autocast
+from autoprune.backbones.schedules import square_schedule
 from autoprune.errors import UserError
 from autoprune.policy import Grid
 from autoprune.pruning.plan import site
@@ -38,13 +39,11 @@ class VARConfig:
     @property
     def schedule(self) -> tuple[Grid, ...]:
         """Grids (1, side, side) of all scales."""
-        return tuple((1, side, side) for side in self.sides)
+        return square_schedule(self.sides)
 
     def schedule_for(self, h_div_w: float = 1.0) -> tuple[Grid, ...]:
         """Returns the schedule; raises UserError for an aspect ratio other than 1."""
-        if h_div_w != 1:
-            raise UserError(f"h_div_w must be 1 for a backbone that makes square images only, got {h_div_w}.")
-        return self.schedule
+        return square_schedule(self.sides, h_div_w)
 
     def positions_of(self, scale: int) -> slice:
         """Returns where a scale's positions lie among those of all scales."""
