@@ -3,7 +3,6 @@
 Written against the documented interface of transformers and run with small random models; not yet with the real weights.
 """
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from autoprune.backbones.context import ContextFeatures
 from autoprune.backbones.released import Target, TextOptions
-from autoprune.backbones.text_models import TextModelSource
+from autoprune.backbones.text_models import PromptMemory, TextModelSource
 
 ENCODER, KIND = "mit-han-lab/Qwen2-VL-1.5B-Instruct", "AutoModel"  # the language model alone, as HART's authors released it
 MAX_TOKENS = 300
@@ -42,17 +41,11 @@ class QwenTextEncoder:
     def __init__(self, source: TextModelSource, *, device: torch.device, dtype: torch.dtype, tokens: int = MAX_TOKENS) -> None:
         self._source, self._device, self._dtype, self._tokens = source, device, dtype, tokens
         self._parts: tuple[object, torch.nn.Module] | None = None
-        self._known: OrderedDict[str, tuple[Tensor, Tensor]] = OrderedDict()
+        self._known = PromptMemory[tuple[Tensor, Tensor]](REMEMBERED)
 
     def __call__(self, prompts: Sequence[str]) -> ContextFeatures:
         """Encodes prompts. Raises UserError when the encoder cannot be loaded."""
-        for prompt in dict.fromkeys(prompts):
-            if prompt not in self._known:
-                self._known[prompt] = self._encoded(prompt)
-            self._known.move_to_end(prompt)
-        values, masks = zip(*(self._known[prompt] for prompt in prompts), strict=True)
-        while len(self._known) > REMEMBERED:
-            self._known.popitem(last=False)
+        values, masks = zip(*self._known.of(prompts, self._encoded), strict=True)
         return ContextFeatures.from_mask(torch.stack(values).to(self._device), torch.stack(masks).to(self._device))
 
     @torch.inference_mode()

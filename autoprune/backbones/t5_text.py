@@ -1,6 +1,5 @@
 """Flan-T5 text features for Infinity, through transformers, from a local folder. Official file: tools/run_infinity.py."""
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from torch import Tensor
 
 from autoprune.backbones.released import Target, TextOptions
 from autoprune.backbones.text import TextFeatures
-from autoprune.backbones.text_models import TextModelSource
+from autoprune.backbones.text_models import PromptMemory, TextModelSource
 from autoprune.noise import standard_normal
 
 MAX_LENGTH = 512
@@ -31,7 +30,7 @@ class T5TextEncoder:
     def __init__(self, source: TextModelSource, *, device: torch.device, dtype: torch.dtype, positive: bool = False) -> None:
         self._source, self._device, self._dtype, self._positive = source, device, dtype, positive
         self._parts: tuple[object, torch.nn.Module] | None = None
-        self._known: OrderedDict[str, Tensor] = OrderedDict()
+        self._known = PromptMemory[Tensor](REMEMBERED)
 
     @staticmethod
     def around(tokenizer: object, encoder: torch.nn.Module) -> "T5TextEncoder":
@@ -44,14 +43,7 @@ class T5TextEncoder:
     def __call__(self, prompts: Sequence[str]) -> TextFeatures:
         """Encodes prompts. Raises UserError when the encoder cannot be loaded."""
         texts = [with_positive(prompt) if self._positive else prompt for prompt in prompts]
-        for text in dict.fromkeys(texts):
-            if text not in self._known:
-                self._known[text] = self._encoded(text)
-            self._known.move_to_end(text)
-        rows = [self._known[text].to(self._device) for text in texts]
-        while len(self._known) > REMEMBERED:
-            self._known.popitem(last=False)
-        return TextFeatures.from_rows(rows)
+        return TextFeatures.from_rows([row.to(self._device) for row in self._known.of(texts, self._encoded)])
 
     @torch.inference_mode()
     def _encoded(self, text: str) -> Tensor:

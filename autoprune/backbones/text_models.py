@@ -1,11 +1,35 @@
 """Tokenizer and encoder of a language model through transformers, from a folder; downloaded only where that is allowed."""
 
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
 
 from autoprune.errors import UserError
+
+Encoded = TypeVar("Encoded")
+
+
+class PromptMemory(Generic[Encoded]):
+    """What prompts became, computed once each; beyond `limit` the least recently used are forgotten."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._known: OrderedDict[str, Encoded] = OrderedDict()
+
+    def of(self, prompts: Sequence[str], encode: Callable[[str], Encoded]) -> list[Encoded]:
+        """Returns what each prompt became, `encode` called for those that are not known."""
+        for prompt in dict.fromkeys(prompts):
+            if prompt not in self._known:
+                self._known[prompt] = encode(prompt)
+            self._known.move_to_end(prompt)
+        found = [self._known[prompt] for prompt in prompts]
+        while len(self._known) > self._limit:
+            self._known.popitem(last=False)
+        return found
 
 
 @dataclass(frozen=True)
