@@ -1,0 +1,87 @@
+"""What a quality metric is: numbers per image or per set, with a direction, the weights it needs, and where it comes from."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from autoprune.errors import UserError
+
+KINDS = ("paired", "absolute", "set")
+
+
+@dataclass(frozen=True)
+class WeightNeed:
+    """One local file or folder that a metric reads: its key in the `weights` map, what it is, and where it is published."""
+
+    key: str
+    what: str
+    source: str
+
+
+@dataclass(frozen=True)
+class MetricInfo:
+    """`kind`: paired compares each image with the dense one of the same prompt and seed, absolute scores it against its
+    prompt, set compares all images with all dense (or reference) ones. `lower` says whether less is better; `passes` whether
+    each number is 0 or 1 (pass or fail), which decides the interval. `source` is the paper or published code.
+    """
+
+    name: str
+    kind: str
+    lower: bool
+    source: str
+    unit: str = ""
+    passes: bool = False
+    needs: tuple[WeightNeed, ...] = ()
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """Images [B, 3, H, W] in [0, 1] with what they are judged by: prompts, what a prompt file said of each, the dense images
+    of the same prompts and seeds, and for families of discrete tokens those drawn at every scale, [B, N, ...] each.
+    """
+
+    images: Tensor
+    prompts: Sequence[str]
+    details: Sequence[Mapping[str, object]] = ()
+    dense: Tensor | None = None
+    tokens: tuple[Tensor, ...] = ()
+    dense_tokens: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True)
+class MetricContext:
+    """Where metrics run, and the user's `weights`: key -> local file or folder. Nothing is ever downloaded."""
+
+    device: torch.device
+    weights: Mapping[str, Path] = field(default_factory=dict)
+
+    def path(self, metric: str, need: WeightNeed) -> Path:
+        """Returns the local path of what a metric needs. Raises UserError naming key, path and source when it is not there."""
+        remedy = f"give weights.{need.key}=PATH: {need.what}, from {need.source}"
+        if need.key not in self.weights:
+            raise UserError(f"metric {metric} needs weights.{need.key}, got nothing; {remedy}.")
+        path = Path(self.weights[need.key])
+        if not path.exists():
+            raise UserError(f"metric {metric} needs weights.{need.key}, but {str(path)!r} does not exist; {remedy}.")
+        return path
+
+
+class Metric(Protocol):
+    """Built once from a MetricContext (`Metric(context)`), then asked batch by batch."""
+
+    info: MetricInfo
+
+    def measure(self, batch: ImageBatch) -> np.ndarray:
+        """Returns one number an image, float64 [B]; a set metric returns what it compares, features [B, F]."""
+
+
+class SetMetric(Metric, Protocol):
+    """A metric of whole sets."""
+
+    def distance(self, features: np.ndarray, others: np.ndarray) -> float:
+        """Returns the distance of two sets of features [n, F], [m, F]."""
