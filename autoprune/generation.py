@@ -1,6 +1,7 @@
 """The scale loop every backbone generates with."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -13,12 +14,22 @@ from autoprune.backbones.infinity import Step
 from autoprune.errors import UserError
 from autoprune.policy import Policy
 from autoprune.pruning.plan import Plan, ScalePlan, compile_plan
+from autoprune.replay import run_or_replay
 from autoprune.sampling import Draw, GridNoise
 from autoprune.state import GenerationState, Snapshot
 
 
 class Observer:
-    """Watches a generation; override what you need. The base class does nothing."""
+    """Watches a generation; override what you need. The base class does nothing.
+
+    One that overrides `kept`, `chunk_done` or `group_done` looks inside, and what it watches runs without CUDA graphs.
+    """
+
+    @property
+    def looks_inside(self) -> bool:
+        """Returns whether it wants to see what graphs do not show, or keeps memory that they write to again."""
+        names = ("kept", "chunk_done", "group_done")
+        return any(getattr(type(self), name) is not getattr(Observer, name) for name in names)
 
     def scale_started(self, scale: ScalePlan) -> None:
         """Called before a scale's blocks run."""
@@ -31,6 +42,9 @@ class Observer:
 
     def chunk_done(self, scale: ScalePlan, chunk: int, x: Tensor) -> None:
         """Called with the hidden state [R, L, C] after each chunk of blocks."""
+
+    def forward_done(self, scale: ScalePlan, rows: int, tokens: int) -> None:
+        """Called when all blocks ran, with the first scale in them and the rows and tokens that the last chunk left."""
 
     def group_done(self, state: GenerationState, latent: Tensor) -> None:
         """Called when nothing is left to do of the scales that ran together, with the latent so far."""
@@ -66,9 +80,14 @@ def generate_latent(
     backbone: Backbone, request: Request, observer: Observer | None = None, *, start: Snapshot | None = None
 ) -> Tensor:
     """Runs the scale loop, from a snapshot on if one is given, and returns the latent [B, d, H, W] to decode."""
-    tokenizer, schedule = backbone.tokenizer, request.plan.schedule
     observer = observer or Observer()
-    state = GenerationState(backbone.model, request, observer, start)
+    usable = backbone.graphs is not None and not observer.looks_inside
+    with backbone.graphs.borrowed() if usable else nullcontext() as graphs:
+        return _run_scales(backbone, GenerationState(backbone.model, request, observer, start, graphs), observer, start)
+
+
+def _run_scales(backbone: Backbone, state: GenerationState, observer: Observer, start: Snapshot | None) -> Tensor:
+    request, tokenizer, schedule = state.request, backbone.tokenizer, state.plan.schedule
     latent = torch.zeros(state.batch, tokenizer.channels, *tokenizer.latent_size(schedule), device=backbone.device)
     if start is not None:
         latent = start.latent
@@ -78,7 +97,9 @@ def generate_latent(
         observer.scale_started(group[0])
         state.enter(group)
         inputs = [_scale_input(state, scale, latent, tokenizer) for scale in group]
-        outputs = state.sandwich.around_scales(group, inputs, partial(run_blocks, state, group, observer))
+        blocks = partial(run_blocks, state, group, observer)
+        outputs = run_or_replay(state, group, inputs, partial(state.sandwich.around_scales, group, blocks=blocks))
+        observer.forward_done(group[0], *state.ran)
         for scale, x in zip(group, outputs, strict=True):
             x = x[:, -scale.tokens :]
             logits = state.guided(x, scale)
@@ -115,6 +136,7 @@ def run_blocks(
     for chunk, layers in enumerate(state.plan.chunks):
         x = state.sandwich.around_chunk(x, partial(_run_chunk, state, layers, step), chunk=chunk)
         observer.chunk_done(group[0], chunk, x)
+    state.ran = tuple(x.shape[:2])
     return x
 
 

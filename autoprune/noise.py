@@ -19,6 +19,11 @@ def standard_normal(address: tuple[int, int, int], count: int, *, stream: str) -
     return torch.randn(count, generator=_generator(("standard_normal", stream, *address)))
 
 
+def placed(drawn: Tensor, device: torch.device) -> Tensor:
+    """Returns numbers drawn on the CPU on a device, without waiting for it (a copy of pageable memory to a GPU would)."""
+    return drawn.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else drawn.to(device)
+
+
 def _generator(address: tuple[str | int, ...]) -> torch.Generator:
     digest = hashlib.blake2b(repr(address).encode(), digest_size=7).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "big"))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from autoprune.noise import uniform
+from autoprune.noise import placed, uniform
 
 Draw = Callable[[Tensor, int], Tensor]
 
@@ -29,7 +29,7 @@ class GridNoise:
             logits = limited(logits, *self.limits[scale])
         shape = logits.shape[1:-1]
         rows = [uniform((self.seed, sample, scale), shape.numel(), stream="bits") for sample in self.samples]
-        noise = torch.stack(rows).view(-1, *shape).to(logits.device)
+        noise = placed(torch.stack(rows).view(-1, *shape), logits.device)
         if logits.dim() == 4:
             return (noise < (logits[..., 1] - logits[..., 0]).sigmoid()).long()
         passed = logits.softmax(dim=-1).cumsum(dim=-1) <= noise[..., None]

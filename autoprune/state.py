@@ -14,10 +14,11 @@ from torch.nn import functional
 
 from autoprune.backbones.attention import attend
 from autoprune.backbones.family import Conditioning, Transformer
+from autoprune.backbones.graphs import GraphCache, layout
 from autoprune.backbones.infinity import Step
-from autoprune.backbones.kv_buffer import HeldKeys
+from autoprune.backbones.kv_buffer import HeldKeys, KeyValueBuffer
 from autoprune.backbones.rope import gather_rotation
-from autoprune.noise import standard_normal
+from autoprune.noise import placed, standard_normal
 from autoprune.policy import Grid, token_count
 from autoprune.pruning.decisions import changed_share, discrepancy, probe_decision, probe_features
 from autoprune.pruning.key_budget import importance, select_keys, window_positions
@@ -57,16 +58,23 @@ class Snapshot:
 class GenerationState:
     """Rows are [cond x B] and, under guidance, [uncond x B]."""
 
-    def __init__(self, model: Transformer, request: Request, observer: Observer, start: Snapshot | None = None) -> None:
+    def __init__(
+        self,
+        model: Transformer,
+        request: Request,
+        observer: Observer,
+        start: Snapshot | None = None,
+        graphs: GraphCache | None = None,
+    ) -> None:
         """Begins with nothing done, or where the snapshot of a generation of the same prompts and seed was taken."""
         self.model, self.request, self.plan = model, request, request.plan
         self.blocks, self.batch = model.layers(), len(request.text)
         guided = any(weight != 1 for weight in request.guidance)
         text = model.with_unconditional(request.text, request.negative) if guided else request.text
         self.conditioning = start.conditioning if start else model.condition(text)
+        self.ran = (0, 0)  # rows and tokens of what the last chunk of blocks ran on
         self.branch = "both" if guided else "cond"
-        capacities = [model.prefix_tokens + self.plan.key_capacity(layer) for layer in range(self.plan.depth)]
-        self.buffers = model.buffers_for(len(text), capacities)
+        self.graphs, self.buffers = self._borrow(graphs, len(text))
         self.sandwich = Sandwich(seed=request.seed, samples=request.samples, on_kept=observer.kept)
         self._difference: tuple[Tensor, Grid] | None = None
         self._single_from, self._end = len(self.plan.schedule), len(self.plan.schedule)
@@ -91,6 +99,18 @@ class GenerationState:
         self.sandwich.caches, self.sandwich.signals = dict(start.caches), replace(start.signals)
         for buffer, held in zip(self.buffers, start.keys, strict=True):
             buffer.fill(held)
+
+    def _borrow(self, graphs: GraphCache | None, rows: int) -> tuple[GraphCache | None, list[KeyValueBuffer]]:
+        """Takes memory that stays in place, of dense size, or where there is none to borrow as much as the plan needs."""
+        model, prefix = self.model, self.model.prefix_tokens
+        if graphs is not None:
+            buffers = graphs.buffers(model, rows, prefix + sum(map(token_count, self.plan.schedule)))
+            if buffers is not None:
+                self.conditioning = graphs.hold("conditioning", self.conditioning)
+                self.layout = layout(self.conditioning)
+                return graphs, buffers
+        capacities = [prefix + self.plan.key_capacity(layer) for layer in range(self.plan.depth)]
+        return None, model.buffers_for(rows, capacities)
 
     def ends_before(self, scale: ScalePlan) -> bool:
         """Returns whether the data said that this scale and later ones need not run."""
@@ -204,7 +224,7 @@ class GenerationState:
         """Draws normal noise [B, *shape] of a step of the residual, each sample from its own address."""
         seed, count, device = self.request.seed, math.prod(shape), self.buffers[0].keys.device
         drawn = [standard_normal((seed, sample, scale), count, stream=f"residual:{step}") for sample in self.request.samples]
-        return torch.stack(drawn).view(-1, *shape).to(device)
+        return placed(torch.stack(drawn).view(-1, *shape), device)
 
     def _row_count(self) -> int:
         return 2 * self.batch if self.branch == "both" else self.batch

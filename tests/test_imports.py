@@ -15,6 +15,7 @@ LEVELS |= {
     "sampling": 3,
     "state": 3,
     "generation": 3,
+    "replay": 3,
     "prefix": 3,
     "measure": 4,
     "testbed": 4,

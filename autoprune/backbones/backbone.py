@@ -1,13 +1,16 @@
 """A loaded backbone: weights and defaults, no state of any generation."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
 
 from autoprune.backbones.family import Features, Schedule, Tokenizer, Transformer
-from autoprune.errors import UserError
+from autoprune.backbones.graphs import GraphCache
+from autoprune.errors import UserError, unknown_name
+
+GRAPHS = ("auto", "none")
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,10 @@ def _per_scale(name: str, value: float | tuple[float, ...], scales: int) -> tupl
 
 @dataclass(frozen=True)
 class Backbone:
-    """Everything a generation reads. `revision` is the sha256 of the weights, empty for random ones."""
+    """Everything a generation reads. `revision` is the sha256 of the weights, empty for random ones.
+
+    `graphs` keeps CUDA graphs of the blocks between generations; None runs every kernel from Python.
+    """
 
     name: str
     model: Transformer
@@ -88,6 +94,7 @@ class Backbone:
     sampling: Sampling
     schedule_for: Callable[[float], Schedule]
     revision: str = ""
+    graphs: GraphCache | None = field(default=None, compare=False)
 
     @property
     def depth(self) -> int:
@@ -120,6 +127,13 @@ class Backbone:
         for check in (backbone.sampling.guidance_for, backbone.sampling.temperature_for, backbone.sampling.limits_for):
             check(scales)
         return backbone
+
+    def with_graphs(self, wanted: str = "auto") -> "Backbone":
+        """Returns the same backbone with CUDA graphs (`auto`: where it is on a CUDA device) or without (`none`)."""
+        if wanted not in GRAPHS:
+            raise unknown_name("graphs choice", wanted, GRAPHS)
+        used = wanted == "auto" and self.device.type == "cuda"
+        return replace(self, graphs=GraphCache(self.device) if used else None)
 
     def encode_text(self, prompts: Sequence[str]) -> Features:
         """Encodes prompts for the transformer."""

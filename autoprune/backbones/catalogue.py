@@ -25,13 +25,15 @@ def load_backbone(
     device: str | torch.device | None = None,
     dtype: str = "auto",
     text: TextOptions | str | None = None,
+    graphs: str = "auto",
 ) -> Backbone:
     """Loads a backbone for inference.
 
     `weights` is the folder with the released files, or "random" for the true shapes with seeded random values; of `tiny` a
     safetensors file, None for the one shipped in the package. `dtype` is the precision of the blocks: "auto" takes bfloat16
-    where the device computes it natively. `text` says where a text encoder is: its folder, or more options. On CPUs the
-    process keeps freed memory from then on (backbones/allocator.py), and a small model its weights twice (linear.py).
+    where the device computes it natively. `text` says where a text encoder is: its folder, or more options. `graphs`: "auto"
+    uses CUDA graphs on a CUDA device (graphs.py), "none" never. On CPUs the process keeps freed memory from then on
+    (allocator.py), and a small model its weights twice (linear.py).
     Raises UserError for an unknown name or dtype and for files that do not fit.
     """
     if name not in BACKBONES:
@@ -41,24 +43,26 @@ def load_backbone(
     if place.type == "cpu":
         keep_freed_memory()
     options = text if isinstance(text, TextOptions) else TextOptions(folder=text or None)
-    backbone = _built(name, weights, target, options)
+    backbone = _built(name, weights, target, options).with_graphs(graphs)
     pack_linears(backbone.model)
     return backbone
 
 
 @dataclass(frozen=True)
 class LoadArguments:
-    """What every command takes to load a backbone; `text` is the folder of a text encoder."""
+    """What every command takes to load a backbone; `text` is the folder of a text encoder, `graphs` auto or none."""
 
     backbone: str = "tiny"
     weights: str | None = None
     text: str = ""
     dtype: str = "auto"
     device: str | None = None
+    graphs: str = "auto"
 
     def load(self) -> Backbone:
         """Returns the loaded backbone. Raises UserError."""
-        return load_backbone(self.backbone, weights=self.weights, device=self.device, dtype=self.dtype, text=self.text)
+        options = {"device": self.device, "dtype": self.dtype, "text": self.text, "graphs": self.graphs}
+        return load_backbone(self.backbone, weights=self.weights, **options)
 
 
 def _built(name: str, weights: str | Path | None, target: Target, text: TextOptions) -> Backbone:

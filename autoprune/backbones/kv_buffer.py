@@ -1,5 +1,8 @@
 """Keys and values of one layer and one generation, in buffers allocated once (the official code re-concatenates)."""
 
+from copy import copy
+from typing import Self
+
 import torch
 from torch import Tensor
 
@@ -34,6 +37,12 @@ class KeyValueBuffer:
         keys, values, sizes = held
         self.append(keys, values)
         self.sizes = list(sizes)
+
+    def emptied(self, rows: int) -> Self:
+        """Returns an empty buffer in the memory of this one's first rows."""
+        other = copy(self)
+        other.keys, other.values, other.length, other.sizes = self.keys[:rows], self.values[:rows], 0, []
+        return other
 
     def keep_rows(self, rows: slice) -> None:
         """Forgets the rows of a dropped guidance branch."""

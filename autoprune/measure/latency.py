@@ -74,8 +74,8 @@ class ScaleClock(Observer):
         synchronise(self._device)
         self._started = time.perf_counter()
 
-    def chunk_done(self, scale: ScalePlan, chunk: int, x: Tensor) -> None:
-        self._rows, self._tokens = x.shape[:2]
+    def forward_done(self, scale: ScalePlan, rows: int, tokens: int) -> None:
+        self._rows, self._tokens = rows, tokens
 
     def scale_done(self, scale: ScalePlan, logits: Tensor, bits: Tensor, latent: Tensor) -> None:
         synchronise(self._device)

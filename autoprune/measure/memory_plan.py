@@ -152,6 +152,7 @@ def _dry(backbone: Backbone, prompts: Sequence[str]) -> Backbone:
         backbone,
         model=on_meta(backbone.model),
         tokenizer=on_meta(backbone.tokenizer),
+        graphs=None,
         text_encoder=lambda wanted: own if list(wanted) == list(prompts) else other,
     )
 

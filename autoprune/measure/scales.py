@@ -65,8 +65,8 @@ class Stopwatch(Observer):
             self.generations.append([])
         self._mark, self._before = now, []
 
-    def chunk_done(self, scale: ScalePlan, chunk: int, x: Tensor) -> None:
-        self._rows, self._tokens = x.shape[:2]
+    def forward_done(self, scale: ScalePlan, rows: int, tokens: int) -> None:
+        self._rows, self._tokens = rows, tokens
 
     def scale_done(self, scale: ScalePlan, logits: Tensor, bits: Tensor, latent: Tensor) -> None:
         """Adds a forward, or a later scale of the same one to it."""

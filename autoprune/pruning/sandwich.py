@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from autoprune.noise import standard_normal, uniform
+from autoprune.noise import placed, standard_normal, uniform
 from autoprune.policy import Grid
 from autoprune.pruning import RESTORERS, SCORERS
 from autoprune.pruning.merging import match, merge_mean
@@ -45,8 +45,8 @@ class Sandwich:
         self.signals = Signals()
         self.caches: dict[tuple[int, int, str], tuple[Tensor, Grid]] = {}
         self._whole: Taken | None = None
-        self._settled: dict[int, Tensor] = {}
-        self._copies: dict[int, Tensor] = {}
+        self.settled: dict[int, Tensor] = {}
+        self.copies: dict[int, Tensor] = {}
 
     def add(self, x: Tensor, change: Change, *, site: int) -> Tensor:
         """Returns x + change(x), the change computed for kept tokens and restored for the others.
@@ -95,13 +95,13 @@ class Sandwich:
 
     def settled_codes(self, scale: ScalePlan, codes: Tensor) -> Tensor:
         """Returns the codes [B, d, h, w] of a scale with those that do not count zeroed or copied."""
-        if scale.index in self._settled:
-            mask = self._settled.pop(scale.index).view(-1, 1, *scale.grid[1:]).to(codes)
+        if scale.index in self.settled:
+            mask = self.settled.pop(scale.index).view(-1, 1, *scale.grid[1:]).to(codes)
             return codes * functional.interpolate(mask, codes.shape[-2:], mode="nearest")
-        if scale.index in self._copies:
+        if scale.index in self.copies:
             cell = codes.shape[-1] // scale.grid[2]
             tokens = functional.pixel_unshuffle(codes, cell).flatten(2)
-            index = self._copies.pop(scale.index)[:, None].expand_as(tokens)
+            index = self.copies.pop(scale.index)[:, None].expand_as(tokens)
             return functional.pixel_shuffle(tokens.gather(2, index).unflatten(2, scale.grid[1:]), cell)
         return codes
 
@@ -136,7 +136,7 @@ class Sandwich:
             return Taken(merge_mean(x, merge), merge.kept, merge.kept, merge.target)
         kept = self._select(x, site, count)
         if rule.reducer == "project":
-            noise = self._noise(standard_normal, site, x.shape[0], (x.shape[1], count)).to(x.device)
+            noise = placed(self._noise(standard_normal, site, x.shape[0], (x.shape[1], count)), x.device)
             first = torch.arange(count, device=x.device).expand(len(x), -1)
             return Taken(project(x, mixing(noise)), kept, first if rule.positions == "first" else kept)
         return Taken(take_tokens(x, kept), kept, kept)
@@ -164,17 +164,17 @@ class Sandwich:
         batch = len(self.samples)
         settled = changes_latent(frame)
         if settled is not None:
-            self._settled[self.scale.index] = settled[:batch]
+            self.settled[self.scale.index] = settled[:batch]
         elif frame.rule.restorer == "nearest" and frame.rule.recover_at == "codes":
             index = nearest_kept(frame.kept[:batch], frame.grid)
-            self._copies[self.scale.index] = frame.kept[:batch].gather(1, index)
+            self.copies[self.scale.index] = frame.kept[:batch].gather(1, index)
 
     def _select(self, x: Tensor, site: int, count: int) -> Tensor:
         rule, scale = self.scale.pruning, self.scale
         score = self._score(x, site, rule)
         always = anchors_of(rule, scale.grid, x.device)
         if rule.select == "draw":
-            kept = draw(score, count, self._noise(uniform, site, len(score), (score.shape[1],)).to(x.device))
+            kept = draw(score, count, placed(self._noise(uniform, site, len(score), (score.shape[1],)), x.device))
         else:
             if rule.select == "threshold":
                 least = max(1, int(rule.floor * scale.tokens), 0 if always is None else len(always))

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from autoprune.errors import UserError
-from autoprune.noise import uniform
+from autoprune.noise import placed, uniform
 from autoprune.pruning.decisions import latent_change
 from autoprune.pruning.signals import Signals, nearest_source
 
@@ -134,7 +134,7 @@ def random(x: Tensor, context: ScoreContext) -> Tensor:
     """
     stream = f"score:{context.site}"
     rows = [uniform((context.seed, sample, context.scale), x.shape[1], stream=stream) for sample in context.samples]
-    scores = torch.stack(rows).to(x.device)
+    scores = placed(torch.stack(rows), x.device)
     return scores.repeat(x.shape[0] // len(rows), 1)
 
 

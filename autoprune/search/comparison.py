@@ -95,13 +95,13 @@ class ComputedTokens(Observer):
     def __init__(self, plan: Plan) -> None:
         self._plan, self.tokens = plan, 0
 
-    def chunk_done(self, scale: ScalePlan, chunk: int, x: Tensor) -> None:
+    def forward_done(self, scale: ScalePlan, rows: int, tokens: int) -> None:
         group = next(group for group in self._plan.groups if group[0].index == scale.index)
-        rows, length = x.shape[:2]
-        for layer in self._plan.chunks[chunk]:
+        for layer in range(self._plan.depth):
+            chunk = self._plan.chunk_of(layer)
             for sublayer in SUBLAYERS:
                 most = sum(_computed_at(member, layer, chunk=chunk, sublayer=sublayer) for member in group)
-                self.tokens += rows * min(length, most)
+                self.tokens += rows * min(tokens, most)
 
 
 def _computed_at(scale: ScalePlan, layer: int, *, chunk: int, sublayer: str) -> int:

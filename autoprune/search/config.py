@@ -64,11 +64,13 @@ class BackboneChoice(_Strict):
     device: str | None = None
     dtype: str = "auto"
     text: TextOptions = TextOptions()
+    graphs: str = "auto"
     sampling: SamplingChoice = SamplingChoice()
 
     def load(self) -> Backbone:
         """Returns the loaded backbone. Raises UserError."""
-        backbone = load_backbone(self.name, weights=self.weights, device=self.device, dtype=self.dtype, text=self.text)
+        options = {"device": self.device, "dtype": self.dtype, "text": self.text, "graphs": self.graphs}
+        backbone = load_backbone(self.name, weights=self.weights, **options)
         changes = self.sampling.model_dump(exclude_none=True)
         return backbone.sampled(**changes) if changes else backbone
 
