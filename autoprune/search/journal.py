@@ -11,7 +11,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from autoprune.policy import Policy
-from autoprune.search.evaluator import Evaluation
+from autoprune.search.evaluation import Evaluation
 from autoprune.search.front import objectives
 from autoprune.search.records import Measurement, TrialRecord
 

@@ -15,7 +15,8 @@ from autoprune.measure.latency import LatencyTable
 from autoprune.policy import fingerprint
 from autoprune.search.ablation import dimension_rows
 from autoprune.search.discard import constraint_values, discard_reason
-from autoprune.search.evaluator import Evaluation, Evaluator, GenerationEvaluator
+from autoprune.search.evaluation import Evaluation, Evaluator
+from autoprune.search.evaluator import GenerationEvaluator
 from autoprune.search.export import write_front, write_trials
 from autoprune.search.folder import StudyFolder
 from autoprune.search.front import search_front
