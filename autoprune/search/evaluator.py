@@ -17,6 +17,7 @@ from autoprune.measure.quality import similarity
 from autoprune.policy import KeyRule, Policy
 from autoprune.prefix import Recorder, Recording, record_prefix
 from autoprune.pruning.plan import Plan, compile_plan
+from autoprune.search.comparisons import Comparisons
 from autoprune.search.evaluation import Evaluation, Stop
 from autoprune.search.quality import make_quality
 from autoprune.search.records import Measurement
@@ -54,11 +55,15 @@ class _RecordingClock(ScaleClock, Recorder):
 class GenerationEvaluator:
     """Generates, compares and times on a backbone. Holds the dense images of the search prompts in memory.
 
-    `table` continues the latency table of a resumed study.
+    `table` continues the latency table of a resumed study. `overlaps`: whether images are compared while the next batch is
+    generated, which is then not timed; by default on CUDA only, as on a CPU it would slow down the generation beside it.
     """
 
-    def __init__(self, backbone: Backbone, settings: StudySettings, *, table: LatencyTable | None = None) -> None:
+    def __init__(
+        self, backbone: Backbone, settings: StudySettings, *, table: LatencyTable | None = None, overlaps: bool | None = None
+    ) -> None:
         self._backbone, self._settings = backbone, settings
+        self._overlaps = backbone.device.type == "cuda" if overlaps is None else overlaps
         self._quality = make_quality(settings.quality, settings.prompts)
         self._batches: list[_Batch] = []
         self._turn = 0
@@ -86,18 +91,19 @@ class GenerationEvaluator:
         return self._measurement(pairs, timing, timing.median, memory.megabytes)
 
     def evaluate(self, policy: Policy, *, stop: Stop) -> Evaluation:
-        parts, ran = [], []
+        ran, compared = [], Comparisons(self._compare, device=self._backbone.device, beside=self._may_overlap(policy))
         self._asked = None
-        with self._memory_where_limited() as memory:
-            for batch in self._batches:
-                images, keys = self._run(policy, batch.work)
-                parts.append(self._compare(images, batch))
+        with self._memory_where_limited() as memory, compared:
+            for number, batch in enumerate(self._batches):
+                images, keys = self._run(policy, batch.work, alone=not compared.busy)
+                compared.add(images, batch)
                 ran += [keys] if keys else []
-                if len(parts) == 1:
-                    first = self._estimated(parts, ran)
+                if number == 0:
+                    first = self._estimated(compared.results(), ran)
                     reason = stop(first)
                     if reason:
                         return Evaluation(first, first, reason)
+            parts = compared.results()
         table = self._settings.latency.name == "table"
         measurement = self._estimated(parts, ran) if table else self._measured(policy, parts)
         return Evaluation(first, replace(measurement, peak_memory_mb=memory and memory.megabytes))
@@ -140,10 +146,11 @@ class GenerationEvaluator:
     def state(self) -> dict[str, object]:
         return self._table.to_plain() if self._table else {}
 
-    def _run(self, policy: Policy, work: _Work) -> tuple[Tensor, list[str]]:
+    def _run(self, policy: Policy, work: _Work, *, alone: bool) -> tuple[Tensor, list[str]]:
         """Returns images and the table's keys of everything a whole generation runs, none for a batch that is not full.
 
-        Scales that were taken from a prefix count as the ones that left it, what data decided as what really ran.
+        Scales that were taken from a prefix count as the ones that left it, what data decided as what really ran. What does
+        not run `alone` is not timed.
         """
         plan, start = self._plan(policy), None
         if not policy.probe:  # it decodes between scales, which only a whole generation times
@@ -151,13 +158,18 @@ class GenerationEvaluator:
         keeps = self._prefixes.active and not (policy.adaptive and policy.batch == "split")
         if start is None and plan.keys != KeyRule():  # keys are copied then, which would be timed as lying outside scales
             keeps = False
-        watch = _RecordingClock(self._backbone.device, len(work.prompts), keeps=keeps)
-        images, runs = self._timed_by_scale(policy, work, start, watch)
-        keys = [*(start.keys if start else ()), *(key for key, _ in runs), *([rest_key(plan)] if start else [])]
+        if alone:
+            watch = _RecordingClock(self._backbone.device, len(work.prompts), keeps=keeps)
+            images, runs = self._timed_by_scale(policy, work, start, watch)
+            keys = [*(start.keys if start else ()), *(key for key, _ in runs), *([rest_key(plan)] if start else [])]
+        else:
+            watch = Recorder(keeps=keeps)
+            images, runs, keys = self._generate(policy, work, watch, start), [], plan_keys(plan)
         self._prefixes.keep(work.first_sample, Recording(plan, tuple(watch.snapshots)), keys)
         if not self._full(work):
             return images, []
-        self._table.add(runs, slowness=self._table.slowness(runs) or self._slowness_beside())
+        if alone:
+            self._table.add(runs, slowness=self._table.slowness(runs) or self._slowness_beside())
         return images, keys
 
     def _timed_by_scale(
@@ -172,6 +184,10 @@ class GenerationEvaluator:
     def _recorded(self, work: _Work) -> Recording:
         texts = self._quality.texts(work.prompts)
         return record_prefix(self._backbone, texts, seed=work.seed, sampling=self._sampling(work))
+
+    def _may_overlap(self, policy: Policy) -> bool:
+        """Returns whether batches may go untimed: not where each may run what the table has never seen, or memory counts."""
+        return self._overlaps and not policy.adaptive and self._settings.quality.max_memory_mb is None
 
     def _slowness_beside(self) -> float:
         """Returns how slow the machine is, asked once a trial: its scales are known from the third batch on."""
