@@ -74,6 +74,7 @@ class FormulaEvaluator:
             score=1 - drop,
             score_drop=drop,
             score_drop_interval=(drop - 0.03, drop + 0.03),
+            loss_interval=(loss - 0.004, loss + 0.004),
             peak_memory_mb=100.0,
             prompts=prompts,
             seed=0,
