@@ -1,4 +1,4 @@
-"""The study in words: the final table, and schedules as lines a person can read."""
+"""The study in words: the final table and what was found."""
 
 from pathlib import Path
 
@@ -6,7 +6,6 @@ from rich import box
 from rich.table import Table
 
 from autoprune.measure.statistics import Interval
-from autoprune.policy import Policy
 from autoprune.search.records import Measurement, StudyResult
 
 SMALL_DEBT = 0.01  # dimensions that the front owes less to are not listed
@@ -55,27 +54,6 @@ def findings(result: StudyResult) -> list[str]:
     return lines
 
 
-def schedule_lines(policy: Policy) -> list[str]:
-    """Returns what a policy changes, one line a decision; `dense` alone when it changes nothing."""
-    normal = policy.canonical()
-    lines = [_scale_line(normal, index) for index in normal.scales]
-    if normal.guidance.branch != "both":
-        lines.append(_branch_line(normal))
-    if normal.skip_last:
-        lines.append(f"last {normal.skip_last} scale{'s' * (normal.skip_last > 1)} skipped")
-    if normal.stop:
-        lines.append(f"from scale {normal.stop.from_scale}: stop when less than {100 * normal.stop.share:g} % still changes")
-    if normal.probe:
-        lines.append(f"after scale {normal.probe.scale}: a probe decides on skips and branches")
-    if normal.group_from is not None:
-        lines.append(f"scales {normal.group_from} to {normal.run - 1} in one forward")
-    if normal.keys.first is not None:
-        lines.append(f"keys of the first {normal.keys.first} and the last {normal.keys.last} scales only")
-    if normal.keys.budget < 1:
-        lines.append(f"{100 * normal.keys.budget:g} % of the keys")
-    return lines or ["dense"]
-
-
 def relative(path: Path) -> str:
     """Returns a path as the user would type it from here."""
     try:
@@ -112,21 +90,3 @@ def _p_text(p: float | None) -> str:
     if p is None:
         return "-"
     return "<.001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
-
-
-def _branch_line(policy: Policy) -> str:
-    rule = policy.guidance
-    how = f"{rule.branch} branch only"
-    if rule.branch == "adaptive":
-        how = f"unconditional branch dropped when {rule.metric} is below {rule.threshold:.3g}"
-    return f"from scale {rule.from_scale}: {how}" + (", its effect extrapolated" if rule.replacement == "extrapolate" else "")
-
-
-def _scale_line(policy: Policy, index: int) -> str:
-    pruning, (_, height, width) = policy.scales[index], policy.scale_schedule[index]
-    layers = "" if pruning.layers is None else f", layers {pruning.layers[0]}-{pruning.layers[1]}"
-    scored = " + ".join(name if len(pruning.scorer) == 1 else f"{weight:g} {name}" for name, weight in pruning.scorer.items())
-    restored = f"{pruning.interpolation} from scale {pruning.cache_scale}" if pruning.cached else pruning.restorer
-    extras = [pruning.reducer] * (pruning.reducer != "gather") + [pruning.select] * (pruning.select != "top")
-    how = ", ".join([scored, f"{pruning.granularity}{layers}", *extras, restored])
-    return f"scale {index} ({height}x{width}): keep {100 * pruning.keep:.0f} % ({how})"
