@@ -3,15 +3,17 @@
 import csv
 import io
 import json
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from autoprune import __version__
+import autoprune
 from autoprune.policy import Policy
 from autoprune.search.folder import StudyFolder
 from autoprune.search.front import hypervolume, objectives
+from autoprune.search.prompt_files import texts_sha256
 from autoprune.search.records import FrontMember, Measurement, StudyResult, TrialRecord
 from autoprune.search.tiers import TIER_RULES
 
@@ -87,7 +89,8 @@ def export_policy(folder: StudyFolder, trial: TrialRecord, measured: Mapping[str
     """Writes policies/TIER.json. `measured` holds the device and the held-out numbers, nothing from the search."""
     study = folder.read_json("study.json") or {}
     provenance = {
-        "autoprune": __version__,
+        "autoprune": autoprune.__version__,
+        "commit": _commit(),
         "date": datetime.now(UTC).date().isoformat(),
         "study": folder.path.name,
         "trial": trial.number,
@@ -95,6 +98,7 @@ def export_policy(folder: StudyFolder, trial: TrialRecord, measured: Mapping[str
         "space": study.get("space"),
         "space_sha256": study.get("space_sha256"),
         "weights_sha256": study.get("weights"),
+        "sampling": study.get("sampling"),
         "seed": study.get("settings", {}).get("seed"),
         "rule": rule,
     }
@@ -108,9 +112,23 @@ def remove_policies(folder: StudyFolder) -> None:
         folder.file(f"policies/{rule.tier}.json").unlink(missing_ok=True)
 
 
-def measured_fields(measurement: Measurement, device: Mapping[str, object]) -> dict[str, object]:
-    """Returns the `measured` section of a policy: where, and which held-out numbers."""
-    return {**device, **measurement.to_plain(), "split": "held_out"}
+def measured_fields(measurement: Measurement, device: Mapping[str, object], texts: Sequence[str]) -> dict[str, object]:
+    """Returns the `measured` section of a policy: where, which held-out numbers, and on which of the held-out `texts`, the
+    first ones where time ran out."""
+    hashed = texts_sha256(texts[: measurement.prompts])
+    return {**device, **measurement.to_plain(), "split": "held_out", "prompts_sha256": hashed}
+
+
+def _commit() -> str | None:
+    """Returns the commit of the code, with `-dirty` after it where files differ; None outside a git checkout."""
+    root = Path(autoprune.__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def _trial(trial: TrialRecord) -> dict[str, object]:

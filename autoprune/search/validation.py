@@ -9,6 +9,7 @@ from autoprune.search.evaluator import Evaluator
 from autoprune.search.export import export_policy, measured_fields, remove_policies
 from autoprune.search.folder import StudyFolder
 from autoprune.search.front import may_lead, most_valuable, non_dominated, objectives, search_front
+from autoprune.search.quality import held_out_texts
 from autoprune.search.records import FrontMember, Measurement, StudyResult, TrialRecord
 from autoprune.search.rivalry import rivalry
 from autoprune.search.settings import StudySettings
@@ -70,7 +71,7 @@ def _exported(
             continue
         trial, own = trials[numbers[index]], measured[index]
         holm = {"drop_p": drops[index], "promise_p": rule.promise_p(measured, max_drop)[index]}
-        fields = {**measured_fields(own, result.device), **check.fields(trial.policy, own)}
+        fields = {**measured_fields(own, result.device, held_out_texts(settings)), **check.fields(trial.policy, own)}
         fields["holm"] = {"members": len(measured), **holm}
         path = export_policy(folder, trial, fields, tier=rule.tier, rule=rule.text(max_drop, scored=own.scored))
         members.append(FrontMember(trial, own, rule.tier, path, **holm))
