@@ -20,6 +20,7 @@ from autoprune.search.comparison_records import Candidate, ComparisonSettings
 from autoprune.search.export import measured_fields
 from autoprune.search.progress import NullProgress
 from autoprune.testbed.captions import prompt_set
+from tests.test_imports import SEARCH_PACKAGES, run_without
 
 ROOT = Path(autoprune.__file__).parent.parent
 
@@ -153,3 +154,13 @@ def test_the_real_command_exits_with_1_for_an_overstated_speed_up(measured_polic
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120)
     assert done.returncode == 1, done.stderr
     assert verdicts(done.stdout) == {"speed_up": "outside", "loss": "PASS", "score_drop": "PASS"}
+
+
+def test_without_the_search_extra_one_sentence_says_what_to_install(measured_policy, tmp_path):
+    path = measured_policy.save(tmp_path / "policy.json")
+    code = "from autoprune import verify\nsys.exit(verify.main([f'policy={sys.argv[1]}', 'weights=random']))"
+    done = run_without(SEARCH_PACKAGES, code, str(path))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1] == (
+        'autoprune: verifying needs torchmetrics, not installed here; run: pip install "autoprune[search]".'
+    )
