@@ -89,6 +89,14 @@ def probe_policies(backbone: Backbone) -> dict[str, Policy]:
     return probes | ({"last scale skipped": base(skip_last=1)} if backbone.skippable else {})
 
 
+def loaded_policies(source: str) -> dict[str, Policy]:
+    """Returns the policies of a file or folder by name, none for "". Raises UserError, also for one that changes nothing."""
+    policies = {file.stem: Policy.load(file) for file in policy_files(source)} if source else {}
+    for policy in policies.values():
+        policy.check_prunes()
+    return policies
+
+
 def bench_policies(backbone: Backbone, policies: dict[str, Policy], choices: Choices) -> dict[str, dict[str, float]]:
     """Times whole generations (text, blocks, decoder) of every policy against dense."""
     prompts = [PROMPT] * choices.batch
@@ -139,8 +147,7 @@ def _bench(choices: Choices) -> str:
 
 def _policies(choices: Choices) -> dict[str, object]:
     backbone = choices.load()
-    files = policy_files(choices.policies) if choices.policies else []
-    policies = probe_policies(backbone) | {file.stem: Policy.load(file) for file in files}
+    policies = probe_policies(backbone) | loaded_policies(choices.policies)
     return {
         "machine": device_identity(backbone.device, backbone.dtype),
         "backbone": {"name": backbone.name, "weights": backbone.revision, "scale_schedule": backbone.scale_schedule()},
@@ -189,9 +196,8 @@ def _search(choices: Choices) -> dict[str, object]:
 def _scales(choices: Choices) -> dict[str, object]:
     check_writable(Path(choices.json).parent, what="json", remedy="choose another file")
     backbone = choices.load()
-    files = policy_files(choices.policies) if choices.policies else []
     presets, left_out = _presets(backbone) if choices.presets == "true" else ({}, [])
-    policies = presets | {file.stem: Policy.load(file) for file in files}
+    policies = presets | loaded_policies(choices.policies)
     record = {
         "what": "2 FLOPs a multiply-accumulate, medians in milliseconds; share is achieved FLOP/s / the best matrix product's",
         "machine": device_identity(backbone.device, backbone.dtype),

@@ -9,6 +9,7 @@ import torch
 
 from autoprune import bench
 from autoprune.backbones import Backbone, load_backbone
+from autoprune.errors import UserError
 from autoprune.measure.loading import LoadingCase, measure_loading
 from autoprune.measure.overhead import OverheadCase, measure_overhead
 from autoprune.measure.scales import measure_scales
@@ -108,3 +109,9 @@ def test_presets_are_those_of_the_unified_space() -> None:
 def test_bad_input_is_one_sentence_and_exit_code_two(arguments: list[str], words: str, capsys) -> None:
     assert bench.main(arguments) == 2
     assert words in capsys.readouterr().err
+
+
+def test_a_policy_that_prunes_nothing_is_refused(tmp_path: Path) -> None:
+    nothing = Policy("tiny", 6, ((1, 1, 1), (1, 4, 4)), {1: ScalePruning(0.99, 0)}, name="nothing")
+    with pytest.raises(UserError, match="a policy must change something on its schedule, 'nothing' runs every token"):
+        bench.loaded_policies(str(nothing.save(tmp_path / "nothing.json")))

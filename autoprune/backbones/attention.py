@@ -22,7 +22,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float, mask: Tensor | None
 
 def attention_backend(q: Tensor, mask: Tensor | None) -> str:
     """Returns which implementation `attend` uses for these inputs: flash or sdpa."""
-    usable = q.device.type == "cuda" and q.dtype in (torch.float16, torch.bfloat16) and mask is None and q.shape[-1] <= 256
+    return attention_kernel(q.device, q.dtype) if mask is None and q.shape[-1] <= 256 else "sdpa"
+
+
+def attention_kernel(device: torch.device, dtype: torch.dtype) -> str:
+    """Returns what `attend` uses on a device for heads of at most 256 channels without a mask: flash or sdpa."""
+    usable = device.type == "cuda" and dtype in (torch.float16, torch.bfloat16)
     return "flash" if usable and _flash_function() is not None else "sdpa"
 
 

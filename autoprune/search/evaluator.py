@@ -14,6 +14,7 @@ from autoprune.generation import Observer, generate
 from autoprune.measure.latency import LatencyTable, ScaleClock, Timing, interleaved, plan_keys, rest_key, timed
 from autoprune.measure.memory import PeakMemory
 from autoprune.measure.quality import similarity
+from autoprune.measure.statistics import bootstrap_interval, ratio_interval
 from autoprune.policy import KeyRule, Policy
 from autoprune.prefix import Recorder, Recording, record_prefix
 from autoprune.pruning.plan import Plan, compile_plan
@@ -225,10 +226,13 @@ class GenerationEvaluator:
         work, latency = self._batches[0].work, self._settings.latency
         runs = {DENSE: partial(self._generate, None, work), "policy": partial(self._generate, policy, work)}
         timings = interleaved(runs, rounds=latency.rounds, warm_up=latency.warm_up, device=self._backbone.device)
-        return self._measurement(Pairs.joined(parts), timings["policy"], timings[DENSE].median)
+        measurement = self._measurement(Pairs.joined(parts), timings["policy"], timings[DENSE].median)
+        return replace(measurement, speed_up_interval=ratio_interval(timings[DENSE].samples, timings["policy"].samples))
 
     def _tallied(self, tally: Tally, name: str, dense: float) -> Measurement:
-        return self._measurement(Pairs.joined(tally.parts[name]), Timing.of(tally.seconds[name]), dense, tally.peaks[name])
+        pairs, seconds = Pairs.joined(tally.parts[name]), tally.seconds
+        measurement = self._measurement(pairs, Timing.of(seconds[name]), dense, tally.peaks[name])
+        return replace(measurement, speed_up_interval=ratio_interval(seconds[DENSE], seconds[name]))
 
     def _measurement(self, pairs: Pairs, timing: Timing, dense_latency: float, memory: float | None = None) -> Measurement:
         ssim = float(pairs.ssim.mean())
@@ -246,6 +250,7 @@ class GenerationEvaluator:
             seed=self._settings.seed,
             batch=len(self._batches[0].work.prompts),
             latency_source="measured",
+            loss_interval=bootstrap_interval(1 - pairs.ssim),
         )
 
     def _paired(self, work: _Work, images: Tensor) -> _Batch:

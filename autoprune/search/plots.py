@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoprune.policy import Policy
+from autoprune.policy_text import schedule_lines
 from autoprune.search.records import FrontMember, Measurement, StudyResult, TrialRecord
-from autoprune.search.tables import drop_text, schedule_lines
+from autoprune.search.tables import drop_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

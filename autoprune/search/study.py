@@ -10,7 +10,7 @@ from optuna.trial import Trial
 
 from autoprune.backbones import Backbone
 from autoprune.errors import UserError
-from autoprune.measure.device import device_identity
+from autoprune.measure.device import device_conditions, device_identity
 from autoprune.measure.latency import LatencyTable
 from autoprune.policy import fingerprint
 from autoprune.search.ablation import dimension_rows
@@ -56,7 +56,6 @@ def run_study(
     space = space_for(settings.space, backbone)
     presets = space.presets()
     _LOG.info("%s", " ".join(space.missing))
-    device = device_identity(backbone.device, backbone.dtype)
     identity = {
         "backbone": backbone.name,
         "sampling": backbone.sampling.identity(),
@@ -65,7 +64,7 @@ def run_study(
         "space": settings.space.name,
         "space_sha256": settings.space.sha256(),
         "calibration": space.calibration.digest() if space.calibration else "",
-        "device": device,
+        "device": device_identity(backbone.device, backbone.dtype),
         "settings": settings.measurement_identity(),
     }
     with StudyFolder(settings.folder, identity) as folder:
@@ -73,7 +72,8 @@ def run_study(
             saved = folder.read_json(TABLE_FILE)
             evaluator = GenerationEvaluator(backbone, settings, table=saved and LatencyTable.from_plain(saved))
         study = _Study(settings, folder=folder, space=space, evaluator=evaluator, observers=(tracker, progress))
-        study.result = replace(study.result, backbone=backbone.name, device=device)
+        conditions = device_conditions(backbone.device, backbone.dtype)
+        study.result = replace(study.result, backbone=backbone.name, device=conditions)
         try:
             study.search(presets)
             return study.validated()
