@@ -7,9 +7,11 @@ from pathlib import Path
 
 import torch
 
+from autoprune.backbones.attention import device_backend
+
 
 def device_identity(device: torch.device, dtype: torch.dtype) -> dict[str, object]:
-    """Returns type, name, threads, dtype and torch version as JSON values."""
+    """Returns type, name, threads, dtype, torch version and, on CUDA, the attention kernel as JSON values."""
     cuda = device.type == "cuda"
     return {
         "device": device.type,
@@ -17,7 +19,7 @@ def device_identity(device: torch.device, dtype: torch.dtype) -> dict[str, objec
         "threads": torch.get_num_threads(),
         "dtype": str(dtype).removeprefix("torch."),
         "torch": torch.__version__,
-    }
+    } | ({"attention": device_backend(device, dtype)} if cuda else {})
 
 
 def synchronise(device: torch.device) -> None:
