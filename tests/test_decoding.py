@@ -45,13 +45,13 @@ def megabytes(samples: float, backbone: Backbone, latent: torch.Tensor) -> float
         (0.9, DecodePlan(1, strips=True, compiled=False)),
     ],
 )
-def test_a_limit_cuts_the_batch_evenly_and_images_stay_the_same(backbone: Backbone, fits: float, plan: DecodePlan) -> None:
+def test_a_limit_cuts_the_batch_evenly_and_moves_rounding_only(backbone: Backbone, fits: float, plan: DecodePlan) -> None:
     latent = torch.randn(7, 16, 16, 16)
     options = Decoding(memory_mb=megabytes(fits, backbone, latent))
     assert decode_plan(backbone.tokenizer, latent, options) == plan
     with torch.inference_mode():
         whole, ours = backbone.tokenizer.decode(latent), decode(backbone.tokenizer, latent, options)
-    assert torch.equal(ours, whole) or (plan.strips and torch.allclose(ours, whole, rtol=0, atol=1e-5))
+    torch.testing.assert_close(ours, whole, rtol=0, atol=1e-5 if plan.samples < 7 else 0)
 
 
 def test_the_need_is_what_the_widest_step_holds_by_hand() -> None:
@@ -59,8 +59,8 @@ def test_the_need_is_what_the_widest_step_holds_by_hand() -> None:
     with torch.device("meta"):
         tokenizer = spec.family.tokenizer(spec.tokenizer).eval()
     tokenizer.decoder.to(torch.bfloat16)
-    channels = 256 + 256 + 128  # a block's input, its norm, what the convolution makes of it
-    assert decode_need(tokenizer, (32, 64, 64)) == 2 * (channels * 1024**2 + 32 * 64**2)
+    channels = 256 + 256 + 128  # a block's input, its norm, what the convolution makes of it; besides, the latent twice
+    assert decode_need(tokenizer, (32, 64, 64)) == 2 * channels * 1024**2 + (4 + 2) * 32 * 64**2
 
 
 @pytest.mark.parametrize("name", list(RELEASED))
