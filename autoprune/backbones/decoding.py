@@ -78,7 +78,7 @@ def decode_plan(tokenizer: Tokenizer, latent: Tensor, options: Decoding) -> Deco
 
 @torch.inference_mode()
 def decode_need(tokenizer: Tokenizer, size: tuple[int, ...]) -> int:
-    """Returns the bytes that decoding one latent [d, H, W] whole takes, latent and images included: a dry run, once for each size."""
+    """Returns the bytes that decoding one latent [d, H, W] whole takes, latent and image included: a dry run, once a size."""
     known = _NEEDS.setdefault(tokenizer, {})
     if tuple(size) not in known:
         dry = on_meta(tokenizer)
