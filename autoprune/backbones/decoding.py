@@ -17,7 +17,7 @@ from autoprune.backbones.strips import decode_in_strips
 from autoprune.errors import UserError, unknown_name
 
 COMPILERS = ("auto", "never")
-USABLE = 0.8  # of the free memory: convolutions take some for themselves, which no trace sees
+USABLE = 0.7  # of the free memory: on CUDA, GroupNorm and the convolution after it reorder channels_last maps, 1792 MB for 1280
 _MOST_MAPS = 4  # a decode never holds more maps of the finest level than this; what it does hold is traced
 _MEMORY = Path("/proc/meminfo")
 _LOG = logging.getLogger(__name__)
