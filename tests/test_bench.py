@@ -71,6 +71,9 @@ def test_scales_reports_work_time_and_memory_of_every_scale(tmp_path: Path, caps
     assert held == pytest.approx(dense["predicted"]["key_values_mb"]) and dense["predicted"]["resident_mb"] > held
     assert dense["text_ms"] > 0 and dense["decoding_ms"] > 0 and dense["peak_memory_mb"] > 0
     assert record["scales"]["dense_keys_values"]["ratio"] > 1.5 and record["machine"]["dtype"] == "float32"
+    decoder = record["scales"]["decoder"]
+    assert decoder["samples"] == 1 and not decoder["strips"] and not decoder["compiled"] and decoder["peak_memory_mb"] > 10
+    assert "decoder: 1 at a time, uncompiled" in shown
     assert (tmp_path / "scales.png").stat().st_size > 10000 and "grouped: where it differs from dense" in shown
 
 

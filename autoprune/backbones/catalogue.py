@@ -1,13 +1,14 @@
 """Every backbone by name, and how it is loaded."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from autoprune.backbones.allocator import keep_freed_memory
 from autoprune.backbones.backbone import Backbone
+from autoprune.backbones.decoding import Decoding
 from autoprune.backbones.embedded import embedded_backbone
 from autoprune.backbones.linear import pack_linears
 from autoprune.backbones.official import RELEASED
@@ -48,17 +49,22 @@ def load_backbone(
 
 @dataclass(frozen=True)
 class LoadArguments:
-    """What every command takes to load a backbone; `text` is the folder of a text encoder."""
+    """What every command takes to load a backbone; `text` is the folder of a text encoder, `decode_memory_mb` and `compiler`
+    are those of backbones/decoding.py."""
 
     backbone: str = "tiny"
     weights: str | None = None
     text: str = ""
     dtype: str = "auto"
     device: str | None = None
+    decode_memory_mb: int = 0
+    compiler: str = "auto"
 
     def load(self) -> Backbone:
         """Returns the loaded backbone. Raises UserError."""
-        return load_backbone(self.backbone, weights=self.weights, device=self.device, dtype=self.dtype, text=self.text)
+        decoding = Decoding(self.decode_memory_mb, self.compiler)
+        backbone = load_backbone(self.backbone, weights=self.weights, device=self.device, dtype=self.dtype, text=self.text)
+        return replace(backbone, decoding=decoding)
 
 
 def _built(name: str, weights: str | Path | None, target: Target, text: TextOptions) -> Backbone:

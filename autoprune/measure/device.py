@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 
-from autoprune.backbones.attention import attention_kernel
+from autoprune.backbones.attention import device_backend
 
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "i8mm", "sve")  # what products are made of
 
 
 def device_identity(device: torch.device, dtype: torch.dtype) -> dict[str, object]:
-    """Returns type, name, threads, dtype and torch version as JSON values."""
+    """Returns type, name, threads, dtype, torch version and, on CUDA, the attention kernel as JSON values."""
     cuda = device.type == "cuda"
     return {
         "device": device.type,
@@ -23,7 +23,7 @@ def device_identity(device: torch.device, dtype: torch.dtype) -> dict[str, objec
         "threads": torch.get_num_threads(),
         "dtype": str(dtype).removeprefix("torch."),
         "torch": torch.__version__,
-    }
+    } | ({"attention": device_backend(device, dtype)} if cuda else {})
 
 
 def device_conditions(device: torch.device, dtype: torch.dtype) -> dict[str, object]:
@@ -33,7 +33,7 @@ def device_conditions(device: torch.device, dtype: torch.dtype) -> dict[str, obj
     is the compute capability, `driver` the version of the kernel module and `cuda` what torch was built with. None of this
     is in device_identity: a study may go on under another driver.
     """
-    conditions = {**device_identity(device, dtype), "attention": attention_kernel(device, dtype)}
+    conditions = {**device_identity(device, dtype), "attention": device_backend(device, dtype)}
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         known = {"capability": f"{major}.{minor}", "driver": _driver(), "cuda": torch.version.cuda}
