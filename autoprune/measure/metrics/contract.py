@@ -88,9 +88,9 @@ class Metric(Protocol):
 
 
 class SetMetric(Metric, Protocol):
-    """A metric of whole sets. `reference` holds features [n, F] to compare with in place of the dense images'."""
+    """A metric of whole sets. `reference` holds features [m, F] to compare with in place of the dense images'."""
 
     reference: np.ndarray | None
 
-    def distance(self, features: np.ndarray, others: np.ndarray) -> float:
-        """Returns the distance of two sets of features [n, F], [m, F]."""
+    def distances(self, features: np.ndarray, dense: np.ndarray, subsets: Sequence[np.ndarray]) -> np.ndarray:
+        """Returns one distance a subset of rows: of features [n, F] to those of `dense` [n, F], or to the whole reference."""
