@@ -10,10 +10,12 @@ import numpy as np
 from torch import Tensor
 
 from autoprune.backbones import Backbone, Sampling
-from autoprune.generation import generate
+from autoprune.generation import Observer, generate
 from autoprune.measure.latency import LatencyTable, ScaleClock, Timing, interleaved, plan_keys, rest_key, timed
 from autoprune.measure.memory import PeakMemory
-from autoprune.measure.quality import similarity
+from autoprune.measure.metrics import METRICS, ImageBatch, MetricContext
+from autoprune.measure.metrics.suite import MetricSuite, check_size
+from autoprune.measure.metrics.tokens import TokenRecorder
 from autoprune.policy import Policy
 from autoprune.prefix import DensePrefix, record_prefix
 from autoprune.pruning.plan import Plan, compile_plan
@@ -73,11 +75,12 @@ class _Work:
 
 @dataclass(frozen=True)
 class _Batch:
-    """A piece of work with the dense images and scores (None without any) to pair with."""
+    """A piece of work with the dense images, scores (None without any) and, where recorded, tokens to pair with."""
 
     work: _Work
     images: Tensor
     score: np.ndarray | None
+    tokens: tuple[Tensor, ...] = ()
 
 
 class GenerationEvaluator:
@@ -89,6 +92,8 @@ class GenerationEvaluator:
     def __init__(self, backbone: Backbone, settings: StudySettings, *, table: LatencyTable | None = None) -> None:
         self._backbone, self._settings = backbone, settings
         self._quality = make_quality(settings.quality, settings.prompts)
+        self._loaded(*settings.quality.metrics)  # a file that cannot be loaded must not be found out at the end
+        self._suite = self._loaded("ssim", "psnr", settings.quality.loss)
         self._batches: list[_Batch] = []
         self._turn = 0
         self._asked: float | None = None
@@ -99,7 +104,8 @@ class GenerationEvaluator:
         prompts = self._quality.prompts("search", self._settings.quality.prompts)
         works = self._split(prompts, self._settings.seed)
         with PeakMemory(self._backbone.device) as memory:
-            self._generate(None, works[0])
+            images = self._generate(None, works[0])
+        check_size((*self._settings.quality.metrics, self._settings.quality.loss), min(images.shape[2:]))
         full = []
         for work in works:
             images, runs = self._timed_by_scale(None, work)
@@ -140,20 +146,25 @@ class GenerationEvaluator:
             with PeakMemory(self._backbone.device) as memory:
                 self._generate(policy, works[0])
             tally.peaks[name] = memory.megabytes
+        suite = self._loaded("ssim", "psnr", self._settings.quality.loss, *self._settings.quality.metrics)
         for turn in range(self.validation_steps()):
             work = works[turn % len(works)]
-            images, seconds = self._timed(None, work)
-            batch, times = self._paired(work, images), {DENSE: seconds}
+            recorder = TokenRecorder()
+            images, seconds = self._timed(None, work, recorder)
+            batch, times = self._paired(work, images, recorder.tokens()), {DENSE: seconds}
+            if turn < len(works):
+                tally.dense.append(suite.measure_dense(self._pictures(images, batch, batch.tokens)))
             for name in tally.order(turn):
-                images, times[name] = self._timed(policies[name], work)
+                recorder = TokenRecorder()
+                images, times[name] = self._timed(policies[name], work, recorder)
                 if turn < len(works):
-                    tally.parts[name].append(self._compare(images, batch))
+                    tally.parts[name].append(self._compare(images, batch, suite, recorder.tokens(batch.tokens)))
             if self._full(work):
                 tally.add(times)
             if not step() and turn + 1 >= self._settings.latency.rounds:
                 break
         dense = Timing.of(tally.seconds[DENSE]).median
-        return {name: replace(self._tallied(tally, name, dense), seed=seed) for name in policies}
+        return {name: replace(self._tallied(tally, name, dense, suite), seed=seed) for name in policies}
 
     def validation_steps(self) -> int:
         """Returns the rounds of `validate`: every held-out batch once, and at least `latency.rounds`."""
@@ -235,43 +246,55 @@ class GenerationEvaluator:
         timings = interleaved(runs, rounds=latency.rounds, warm_up=latency.warm_up, device=self._backbone.device)
         return self._measurement(Pairs.joined(parts), timings["policy"], timings[DENSE].median)
 
-    def _tallied(self, tally: Tally, name: str, dense: float) -> Measurement:
-        return self._measurement(Pairs.joined(tally.parts[name]), Timing.of(tally.seconds[name]), dense, tally.peaks[name])
+    def _tallied(self, tally: Tally, name: str, dense: float, suite: MetricSuite) -> Measurement:
+        parts = tally.parts[name]
+        measurement = self._measurement(Pairs.joined(parts), Timing.of(tally.seconds[name]), dense, tally.peaks[name])
+        metrics = suite.summed(self._settings.quality.metrics, [part.found for part in parts], tally.dense)
+        return replace(measurement, metrics=metrics)
 
     def _measurement(self, pairs: Pairs, timing: Timing, dense_latency: float, memory: float | None = None) -> Measurement:
-        ssim = float(pairs.ssim.mean())
+        ssim, loss = float(pairs.found["ssim"].mean()), self._settings.quality.loss
         return Measurement(
             latency=timing.median,
             latency_spread=timing.spread,
             dense_latency=dense_latency,
             speed_up=dense_latency / timing.median,
-            loss=1 - ssim,
+            loss=abs(METRICS[loss].info.perfect - float(pairs.found[loss].mean())),
             ssim=ssim,
-            psnr=float(pairs.psnr.mean()),
+            psnr=float(pairs.found["psnr"].mean()),
             **score_fields(pairs.dense, pairs.score),
             peak_memory_mb=memory,
-            prompts=len(pairs.ssim),
+            prompts=len(pairs.found["ssim"]),
             seed=self._settings.seed,
             batch=len(self._batches[0].work.prompts),
             latency_source="measured",
         )
 
-    def _paired(self, work: _Work, images: Tensor) -> _Batch:
-        return _Batch(work, images, self._quality.score(images, work.prompts))
+    def _paired(self, work: _Work, images: Tensor, tokens: tuple[Tensor, ...] = ()) -> _Batch:
+        return _Batch(work, images, self._quality.score(images, work.prompts), tokens)
 
-    def _compare(self, images: Tensor, batch: _Batch) -> Pairs:
-        near = similarity(images, batch.images)
-        score = self._quality.score(images, batch.work.prompts)
-        return Pairs(near.ssim.numpy().astype(float), near.psnr.numpy().astype(float), score, batch.score)
+    def _compare(
+        self, images: Tensor, batch: _Batch, suite: MetricSuite | None = None, tokens: tuple[Tensor, ...] = ()
+    ) -> Pairs:
+        found = (suite or self._suite).measure(self._pictures(images, batch, tokens))
+        return Pairs(self._quality.score(images, batch.work.prompts), batch.score, found)
 
-    def _timed(self, policy: Policy | None, work: _Work) -> tuple[Tensor, float]:
-        return timed(partial(self._generate, policy, work), self._backbone.device)
+    def _pictures(self, images: Tensor, batch: _Batch, tokens: tuple[Tensor, ...]) -> ImageBatch:
+        prompts = batch.work.prompts
+        texts, details = self._quality.texts(prompts), self._quality.details(prompts)
+        return ImageBatch(images, texts, details, batch.images, tokens, batch.tokens)
+
+    def _loaded(self, *names: str) -> MetricSuite:
+        return MetricSuite(names, MetricContext(self._backbone.device, self._settings.weights))
+
+    def _timed(self, policy: Policy | None, work: _Work, observer: Observer | None = None) -> tuple[Tensor, float]:
+        return timed(partial(self._generate, policy, work, observer), self._backbone.device)
 
     def _generate(
-        self, policy: Policy | None, work: _Work, clock: ScaleClock | None = None, start: Snapshot | None = None
+        self, policy: Policy | None, work: _Work, observer: Observer | None = None, start: Snapshot | None = None
     ) -> Tensor:
         texts, sampling = self._quality.texts(work.prompts), self._sampling(work)
-        return generate(self._backbone, texts, policy=policy, seed=work.seed, sampling=sampling, observer=clock, start=start)
+        return generate(self._backbone, texts, policy=policy, seed=work.seed, sampling=sampling, observer=observer, start=start)
 
     def _sampling(self, work: _Work) -> Sampling:
         return replace(self._backbone.sampling, first_sample=work.first_sample)

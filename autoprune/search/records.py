@@ -1,9 +1,10 @@
 """What a study produces: measurements, trials, front members. Plain frozen data that reports, plots and trackers read."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from autoprune.measure.metrics.summary import MetricValue
 from autoprune.policy import Policy
 
 STATES = ("complete", "discarded", "failed")
@@ -14,11 +15,12 @@ TIERS = ("lossless", "high", "balanced", "fast")
 class Measurement:
     """One policy against dense on the same prompts and seeds.
 
-    Latencies are seconds per batch: `latency` the median, `latency_spread` half the interquartile range. `loss` is
-    1 - SSIM against the dense images (0 is dense), `psnr` is in dB. `score_drop` is the paired mean of dense minus
-    pruned scene score (positive is worse) with its 95 % interval. `latency_source` is `measured` for real interleaved
-    runs and `table` for an estimate summed from per-scale times. `peak_memory_mb` is None where nothing limits it in trials,
-    the score fields are None for prompts that nothing scores.
+    Latencies are seconds per batch: `latency` the median, `latency_spread` half the interquartile range. `loss` (0 is dense)
+    is what the study minimises, by default 1 - SSIM against the dense images, `psnr` is in dB. `score_drop` is the paired mean
+    of dense minus pruned scene score (positive is worse) with its 95 % interval. `latency_source` is `measured` for real
+    interleaved runs and `table` for an estimate summed from per-scale times. `peak_memory_mb` is None where nothing limits it
+    in trials, the score fields are None for prompts that nothing scores. `metrics` holds those of quality.metrics, from
+    held-out prompts only.
     """
 
     latency: float
@@ -37,6 +39,7 @@ class Measurement:
     seed: int
     batch: int
     latency_source: str
+    metrics: Mapping[str, MetricValue] = field(default_factory=dict)
 
     @property
     def scored(self) -> bool:
@@ -50,13 +53,16 @@ class Measurement:
 
     def to_plain(self) -> dict[str, object]:
         """Returns the fields as JSON values."""
-        return asdict(self) | {"score_drop_interval": self.score_drop_interval and list(self.score_drop_interval)}
+        metrics = {name: value.to_plain() for name, value in self.metrics.items()}
+        interval = self.score_drop_interval and list(self.score_drop_interval)
+        return asdict(self) | {"score_drop_interval": interval, "metrics": metrics}
 
     @staticmethod
     def from_plain(plain: Mapping[str, object]) -> "Measurement":
         """Reads what `to_plain` wrote."""
         interval = plain["score_drop_interval"]
-        return Measurement(**(dict(plain) | {"score_drop_interval": interval and tuple(interval)}))
+        metrics = {name: MetricValue.from_plain(value) for name, value in plain.get("metrics", {}).items()}
+        return Measurement(**(dict(plain) | {"score_drop_interval": interval and tuple(interval), "metrics": metrics}))
 
 
 @dataclass(frozen=True)
@@ -137,7 +143,7 @@ class StudyResult:
     `rejected` those that broke the budget or were beaten on held-out prompts.
     `presets` holds the held-out measurement of every preset that was timed together with the front, by name.
     `directory` is the study folder. `table_error` is the largest relative error of the latency table over the exported
-    policies, None when latencies were measured.
+    policies, None when latencies were measured. `loss_text` says what `Measurement.loss` is.
     """
 
     backbone: str
@@ -152,4 +158,5 @@ class StudyResult:
     rejected: tuple[FrontMember, ...] = ()
     interrupted: bool = False
     rivalry: Rivalry | None = None
+    loss_text: str = "1 - SSIM"
     dimensions: tuple[DimensionRow, ...] = ()

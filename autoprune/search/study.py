@@ -72,7 +72,7 @@ def run_study(
             saved = folder.read_json(TABLE_FILE)
             evaluator = GenerationEvaluator(backbone, settings, table=saved and LatencyTable.from_plain(saved))
         study = _Study(settings, folder=folder, space=space, evaluator=evaluator, observers=(tracker, progress))
-        study.result = replace(study.result, backbone=backbone.name, device=device)
+        study.result = replace(study.result, backbone=backbone.name, device=device, loss_text=settings.quality.loss_text)
         try:
             study.search(presets)
             return study.validated()

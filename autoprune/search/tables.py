@@ -5,6 +5,8 @@ from pathlib import Path
 from rich import box
 from rich.table import Table
 
+from autoprune.measure.metrics import METRICS
+from autoprune.measure.metrics.summary import MetricValue
 from autoprune.policy import Policy
 from autoprune.search.records import Measurement, StudyResult
 
@@ -30,6 +32,24 @@ def result_table(result: StudyResult) -> Table:
     if not result.front:
         limit = "quality.max_score_drop" if result.dense.scored else "quality.max_loss"
         table.caption = f"no policy met the quality constraints: raise {limit} or budget.trials."
+    return table
+
+
+def metric_table(result: StudyResult) -> Table | None:
+    """Returns one row per exported policy and preset, each metric with its 95 % interval; None where none was measured.
+
+    The interval is of the value, or in brackets with a sign of the change from dense.
+    """
+    rows = {member.tier: member.held_out for member in result.front if member.tier} | dict(result.presets)
+    names = list(dict.fromkeys(name for measured in rows.values() for name in measured.metrics))
+    if not names:
+        return None
+    table = Table(box=box.SIMPLE_HEAD, caption="held-out prompts, 95 % intervals; with a sign: change from dense")
+    table.add_column("")
+    for name in names:
+        table.add_column(METRICS[name].info.label, justify="right")
+    for row, measured in rows.items():
+        table.add_row(row, *(_metric(measured.metrics.get(name)) for name in names))
     return table
 
 
@@ -93,6 +113,13 @@ def _title(result: StudyResult) -> str:
 
 def _numbers(measured: Measurement) -> tuple[str, ...]:
     return (f"{measured.speed_up:.2f}x", f"{measured.loss:.3f}", drop_text(measured), f"{measured.peak_memory_mb:.0f} MB")
+
+
+def _metric(value: MetricValue | None) -> str:
+    if value is None:
+        return "-"
+    form = "{:.4g} [{:.4g}, {:.4g}]" if value.change is None else "{:.4g} [{:+.3g}, {:+.3g}]"
+    return form.format(value.value, *value.interval)
 
 
 def _branch_line(policy: Policy) -> str:

@@ -12,7 +12,7 @@ FAITHFUL_LOSS = 0.16  # an SSIM of 0.84, what SkipVAR (arXiv 2506.08908) calls f
 class TierRule:
     """What a member must keep on held-out prompts, `max_drop` being the study's quality budget (QualitySettings).
 
-    With scores: at most `max_loss` (1 - SSIM to dense), and, when `no_drop`, a 95 % interval of the scene-score drop that
+    With scores: a loss of at most `max_loss`, and, when `no_drop`, a 95 % interval of the scene-score drop that
     reaches zero; otherwise a drop within the budget. Without scores: a loss within the budget and at most `loss_alone`.
     """
 
@@ -30,13 +30,13 @@ class TierRule:
             kept = measured.loss <= min(self.loss_alone, max_drop)
         return kept and measured.speed_up > 1
 
-    def text(self, max_drop: float, *, scored: bool = True) -> str:
+    def text(self, max_drop: float, *, scored: bool = True, loss: str = "1 - SSIM") -> str:
         """Returns the rule as one sentence, which every exported policy carries."""
         max_loss = self.max_loss if scored else min(self.loss_alone, max_drop)
         drop = "a scene-score drop whose 95 % interval includes zero"
         if not self.no_drop:
             drop = f"a scene-score drop of at most {max_drop:g}"
-        loss = f"a loss (1 - SSIM to dense) of at most {max_loss:g}"
+        loss = f"a loss ({loss} to dense) of at most {max_loss:g}"
         promises = [drop] * scored + [loss] * (max_loss < 1 or not scored)
         return f"the fastest validated policy with {' and '.join(promises)}, on held-out prompts and seeds"
 

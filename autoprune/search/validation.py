@@ -49,7 +49,7 @@ def validate_front(
             checked = check.fields(trial.policy, numbers)
             errors += checked.values()
             fields = {**measured_fields(numbers, result.device), **checked}
-            promise = rule.text(settings.quality.max_drop, scored=numbers.scored)
+            promise = rule.text(settings.quality.max_drop, scored=numbers.scored, loss=settings.quality.loss_text)
             path = export_policy(folder, trial, fields, tier=rule.tier, rule=promise)
             front.append(FrontMember(trial, numbers, rule.tier, path))
         if index not in tiers.values():

@@ -42,6 +42,16 @@ class MetricInfo:
     perfect: float | None = None
     least_side: int = 1
 
+    @property
+    def label(self) -> str:
+        """Returns name, unit and direction for the head of a column."""
+        return f"{self.name}{f' [{self.unit}]' if self.unit else ''} {'↓' if self.lower else '↑'}"
+
+    @property
+    def loss_text(self) -> str:
+        """Returns in words what the distance from `perfect` is."""
+        return "1 - " * (not self.lower) + self.name.upper().replace("_", "-")
+
 
 @dataclass(frozen=True)
 class ImageBatch:

@@ -1,5 +1,6 @@
 """Networks that turn images into features for distances of sets, from local files, and folders of reference images."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from itertools import groupby
 from pathlib import Path
@@ -71,7 +72,8 @@ def _vision_transformer(folder: Path, device: torch.device) -> Features:
 
 def _script(file: Path, device: torch.device) -> Features:
     try:
-        module = torch.jit.load(file, map_location=device).eval()
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # the published file is TorchScript
+            module = torch.jit.load(file, map_location=device).eval()
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0][:120]
         wanted = "a TorchScript file or a folder for transformers"

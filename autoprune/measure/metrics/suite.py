@@ -24,19 +24,20 @@ def check_metrics(names: Iterable[str], weights: Mapping[str, Path]) -> None:
             context.path(name, need)
 
 
+def check_size(names: Iterable[str], side: int) -> None:
+    """Raises UserError where images of `side` pixels at their shorter side are too small for a metric."""
+    for info in (METRICS[name].info for name in names):
+        if side < info.least_side:
+            rule = f"images must have at least {info.least_side} pixels a side for metric {info.name}, got {side}"
+            raise UserError(f"{rule}; leave it out of quality.metrics and quality.loss.")
+
+
 class MetricSuite:
     """Loaded metrics by name."""
 
     def __init__(self, names: Iterable[str], context: MetricContext) -> None:
         """Raises UserError for weights that cannot be loaded."""
         self._metrics = {name: METRICS[name](context) for name in dict.fromkeys(names)}
-
-    def check_size(self, side: int) -> None:
-        """Raises UserError where images of `side` pixels at their shorter side are too small for a metric."""
-        for name, metric in self._metrics.items():
-            if side < metric.info.least_side:
-                rule = f"images must have at least {metric.info.least_side} pixels a side for metric {name}, got {side}"
-                raise UserError(f"{rule}; leave it out of quality.metrics and quality.loss.")
 
     def measure(self, batch: ImageBatch) -> dict[str, np.ndarray]:
         """Returns what every metric makes of a policy's images."""
@@ -46,9 +47,9 @@ class MetricSuite:
         """Returns what the metrics that are not of pairs make of dense images."""
         return {name: metric.measure(batch) for name, metric in self._metrics.items() if metric.info.kind != "paired"}
 
-    def summed(self, found: Sequence[Found], dense: Sequence[Found]) -> dict[str, MetricValue]:
-        """Returns each metric over all batches; one that has no number of any image is missing."""
-        values = {name: self._summary(name, found, dense) for name in self._metrics}
+    def summed(self, names: Iterable[str], found: Sequence[Found], dense: Sequence[Found]) -> dict[str, MetricValue]:
+        """Returns metrics over all batches; one that has no number of any image is missing."""
+        values = {name: self._summary(name, found, dense) for name in names}
         return {name: value for name, value in values.items() if value is not None}
 
     def _summary(self, name: str, found: Sequence[Found], dense: Sequence[Found]) -> MetricValue | None:
