@@ -63,26 +63,29 @@ def test_images_without_a_number_are_left_out_with_their_pair() -> None:
 
 @pytest.mark.parametrize("against", ["dense", "reference"])
 def test_intervals_of_set_distances_cover_the_truth_about_95_percent_of_the_time(against: str) -> None:
-    rng = np.random.default_rng(3)
+    rng, width = np.random.default_rng(3), 24
+    mixing = rng.normal(size=(width, width)) / width**0.5
 
     def sample(count: int, shift: float) -> tuple[np.ndarray, np.ndarray]:
-        dense = rng.normal(size=(count, 3))
-        return dense + shift + 0.3 * rng.normal(size=dense.shape), dense
+        """Rectified and correlated, as a network's features are."""
+        hidden = rng.normal(size=(count, width)) @ mixing + 0.3
+        changed = hidden + shift * np.linspace(-1, 1, width) + 0.3 * rng.normal(size=hidden.shape)
+        return np.maximum(changed, 0), np.maximum(hidden, 0)
 
     kid = Discrepancy(cubic, unbiased=True)
-    reference = None if against == "dense" else rng.normal(size=(500, 3))
+    reference = None if against == "dense" else sample(500, 0)[1]
     metric = bare(Kid, reference)
-    own, dense = sample(4000, 0.6)
+    own, dense = sample(2000, 0.4)
     if reference is None:
-        truth = kid.of_pairs(own, dense, [np.arange(4000)])[0]
+        truth = kid.of_pairs(own, dense, [np.arange(2000)])[0]
     else:
         within = kid.within(reference)
-        truth = np.subtract(*(kid.to_reference(x, reference, within, [np.arange(4000)])[0] for x in (own, dense)))
+        truth = np.subtract(*(kid.to_reference(x, reference, within, [np.arange(2000)])[0] for x in (own, dense)))
     covered = []
     for _ in range(120):
-        found = of_sets(metric, *sample(60, 0.6))
+        found = of_sets(metric, *sample(60, 0.4))
         covered.append(found.interval[0] <= truth <= found.interval[1])
-    assert np.mean(covered) >= 0.88
+    assert 0.9 <= np.mean(covered) < 1
 
 
 def test_halves_of_prompts_do_not_shift_fid() -> None:

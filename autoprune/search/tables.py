@@ -10,6 +10,7 @@ from autoprune.measure.metrics.summary import MetricValue
 from autoprune.policy import Policy
 from autoprune.search.records import Measurement, StudyResult
 
+METRICS_ABREAST = 3  # columns that a narrow terminal has room for
 SMALL_DEBT = 0.01  # dimensions that the front owes less to are not listed
 
 
@@ -35,22 +36,24 @@ def result_table(result: StudyResult) -> Table:
     return table
 
 
-def metric_table(result: StudyResult) -> Table | None:
-    """Returns one row per exported policy and preset, each metric with its 95 % interval; None where none was measured.
+def metric_tables(result: StudyResult) -> list[Table]:
+    """Returns one row per exported policy and preset, each metric with its 95 % interval, a few metrics a table.
 
-    The interval is of the value, or in brackets with a sign of the change from dense.
+    The interval is of the value, or, where it has signs, of the change from dense.
     """
     rows = {member.tier: member.held_out for member in result.front if member.tier} | dict(result.presets)
     names = list(dict.fromkeys(name for measured in rows.values() for name in measured.metrics))
-    if not names:
-        return None
-    table = Table(box=box.SIMPLE_HEAD, caption="held-out prompts, 95 % intervals; with a sign: change from dense")
-    table.add_column("")
-    for name in names:
-        table.add_column(METRICS[name].info.label, justify="right")
-    for row, measured in rows.items():
-        table.add_row(row, *(_metric(measured.metrics.get(name)) for name in names))
-    return table
+    tables = []
+    for first in range(0, len(names), METRICS_ABREAST):
+        shown = names[first : first + METRICS_ABREAST]
+        table = Table(box=box.SIMPLE_HEAD, caption="held-out prompts, 95 % intervals; with signs: of the change from dense")
+        table.add_column("", overflow="fold")
+        for name in shown:
+            table.add_column(METRICS[name].info.label, justify="right", no_wrap=True)
+        for row, measured in rows.items():
+            table.add_row(row, *(_metric(measured.metrics.get(name)) for name in shown))
+        tables.append(table)
+    return tables
 
 
 def findings(result: StudyResult) -> list[str]:

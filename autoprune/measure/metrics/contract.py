@@ -45,7 +45,7 @@ class MetricInfo:
     @property
     def label(self) -> str:
         """Returns name, unit and direction for the head of a column."""
-        return f"{self.name}{f' [{self.unit}]' if self.unit else ''} {'↓' if self.lower else '↑'}"
+        return f"{self.name}{f' ({self.unit})' if self.unit else ''} {'↓' if self.lower else '↑'}"
 
     @property
     def loss_text(self) -> str:

@@ -74,7 +74,7 @@ class Kid(SetDistance):
 
 
 class Cmmd(Kid):
-    """Kernel distance of CLIP embeddings of length 1, with the published kernel, estimator and factor."""
+    """Kernel distance of CLIP embeddings of length 1: published kernel, factor and estimator, which small sets bias upwards."""
 
     info = MetricInfo("cmmd", "set", lower=True, source="arXiv 2401.09603", needs=(CLIP,))
     discrepancy, scale = _GAUSSIAN, CMMD_SCALE
