@@ -20,7 +20,7 @@ from tests.test_imports import SEARCH_PACKAGES, run_without
 
 def test_record_holds_ratios_and_the_machine(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "deep" / "bench.json"
-    assert bench.main(["weights=random", "batch=1", "rounds=1", f"output={path}"]) == 0
+    assert bench.main(["weights=random", "batch=1", "rounds=1", f"json={path}"]) == 0
     record = json.loads(path.read_text())
     assert record["policies"]["dense"]["ratio"] == 1.0
     assert all(row["seconds"] > 0 for row in record["policies"].values())
@@ -47,8 +47,7 @@ def test_loading_reads_a_sharded_checkpoint_and_says_what_it_needed(tmp_path) ->
 def scales_record(folder: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[dict, str]:
     path = folder / "scales.json"
     assert (
-        bench.main(["suite=scales", "weights=random", "dtype=float32", "batch=1", "rounds=1", f"output={path}", *arguments])
-        == 0
+        bench.main(["suite=scales", "weights=random", "dtype=float32", "batch=1", "rounds=1", f"json={path}", *arguments]) == 0
     )
     return json.loads(path.read_text()), capsys.readouterr().out
 
@@ -83,7 +82,7 @@ def test_scales_serves_every_family(family: Callable[[], Backbone]) -> None:
 
 def test_scales_runs_without_the_search_extra_and_says_what_is_left_out(tmp_path: Path) -> None:
     code = "import sys\nfrom autoprune import bench\nsys.exit(bench.main(sys.argv[1:]))"
-    arguments = ["suite=scales", "weights=random", "batch=1", "rounds=1", "presets=true", f"output={tmp_path / 's.json'}"]
+    arguments = ["suite=scales", "weights=random", "batch=1", "rounds=1", "presets=true", f"json={tmp_path / 's.json'}"]
     done = run_without(SEARCH_PACKAGES, code, *arguments)
     assert done.returncode == 0, done.stderr
     assert "presets are left out" in done.stdout and "the plot is left out" in done.stdout

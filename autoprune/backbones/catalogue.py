@@ -9,6 +9,7 @@ import torch
 from autoprune.backbones.allocator import keep_freed_memory
 from autoprune.backbones.backbone import Backbone
 from autoprune.backbones.embedded import embedded_backbone
+from autoprune.backbones.linear import pack_linears
 from autoprune.backbones.official import RELEASED
 from autoprune.backbones.released import Target, TextOptions, random_backbone, released_backbone
 from autoprune.errors import UserError, unknown_name
@@ -30,8 +31,8 @@ def load_backbone(
     `weights` is the folder with the released files, or "random" for the true shapes with seeded random values; of `tiny` a
     safetensors file, None for the one shipped in the package. `dtype` is the precision of the blocks: "auto" takes bfloat16
     where the device computes it natively. `text` says where a text encoder is: its folder, or more options. On CPUs the
-    process keeps freed memory from then on (backbones/allocator.py). Raises UserError for an unknown name or dtype and for
-    files that do not fit.
+    process keeps freed memory from then on (backbones/allocator.py), and a small model its weights twice (linear.py).
+    Raises UserError for an unknown name or dtype and for files that do not fit.
     """
     if name not in BACKBONES:
         raise unknown_name("backbone", name, BACKBONES)
@@ -39,18 +40,10 @@ def load_backbone(
     target = Target(place, _compute_dtype(dtype, place))
     if place.type == "cpu":
         keep_freed_memory()
-    if name == "tiny":
-        return embedded_backbone(name, weights, target)
-    spec = RELEASED[name]
-    if weights == "random":
-        return random_backbone(name, spec, target)
-    if weights is None:
-        wanted = ", ".join((*spec.files.transformer[:1], *spec.files.tokenizer[:1], *spec.files.text[:1]))
-        raise UserError(
-            f"backbone {name} needs weights=DIR with {wanted} from {spec.files.source}; weights=random gives its shapes."
-        )
     options = text if isinstance(text, TextOptions) else TextOptions(folder=text or None)
-    return released_backbone(name, spec, Path(weights), target, options)
+    backbone = _built(name, weights, target, options)
+    pack_linears(backbone.model)
+    return backbone
 
 
 @dataclass(frozen=True)
@@ -66,6 +59,20 @@ class LoadArguments:
     def load(self) -> Backbone:
         """Returns the loaded backbone. Raises UserError."""
         return load_backbone(self.backbone, weights=self.weights, device=self.device, dtype=self.dtype, text=self.text)
+
+
+def _built(name: str, weights: str | Path | None, target: Target, text: TextOptions) -> Backbone:
+    if name == "tiny":
+        return embedded_backbone(name, weights, target)
+    spec = RELEASED[name]
+    if weights == "random":
+        return random_backbone(name, spec, target)
+    if weights is None:
+        wanted = ", ".join((*spec.files.transformer[:1], *spec.files.tokenizer[:1], *spec.files.text[:1]))
+        raise UserError(
+            f"backbone {name} needs weights=DIR with {wanted} from {spec.files.source}; weights=random gives its shapes."
+        )
+    return released_backbone(name, spec, Path(weights), target, text)
 
 
 def _device(name: str | torch.device | None) -> torch.device:
