@@ -110,6 +110,12 @@ def test_validation_measures_on_other_prompts_and_seeds_in_real_interleaved_runs
     measured = evaluator.validate({"p": pruned, "q": policy_for(backbone)}, step=lambda: not steps.append(1))
     assert len(steps) == evaluator.validation_steps() == 2
     assert measured["p"].latency_source == "measured" and measured["p"].prompts == 3 and measured["q"].loss < 1e-6
+    low, high = measured["p"].loss_interval
+    assert low < measured["p"].loss < high and measured["q"].loss_interval[1] < 1e-6
+    low, high = measured["p"].speed_up_interval
+    assert 0 < low <= measured["p"].speed_up <= high and searched.speed_up_interval is None
+    lost, gained = measured["p"].score_flips
+    assert (lost - gained) / 3 == pytest.approx(measured["p"].score_drop)
     assert measured["p"].seed != searched.seed and measured["p"].loss != searched.loss
     estimate = evaluator.estimated_latency(pruned) / evaluator.estimated_latency(policy_for(backbone))
     assert 0 < estimate < 1

@@ -20,7 +20,7 @@ LEVELS |= {
     "testbed": 4,
     "search": 5,
 }
-LEVELS |= dict.fromkeys(("generate", "bench", "calibrate", "compare", "__main__"), 5)
+LEVELS |= dict.fromkeys(("generate", "bench", "calibrate", "calibrate_proxy", "compare", "__main__"), 5)
 SEARCH_PACKAGES = ("optuna", "hydra", "omegaconf", "wandb", "torchmetrics", "pydantic", "plotly", "rich", "PIL", "matplotlib")
 SEARCH_PACKAGES += ("sklearn", "scipy", "threadpoolctl", "transformers")
 

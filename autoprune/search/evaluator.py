@@ -16,6 +16,7 @@ from autoprune.measure.memory import PeakMemory
 from autoprune.measure.metrics import METRICS, ImageBatch, MetricContext
 from autoprune.measure.metrics.suite import MetricSuite, check_size
 from autoprune.measure.metrics.tokens import TokenRecorder
+from autoprune.measure.statistics import bootstrap_interval, ratio_interval
 from autoprune.policy import Policy
 from autoprune.prefix import DensePrefix, record_prefix
 from autoprune.pruning.plan import Plan, compile_plan
@@ -244,22 +245,27 @@ class GenerationEvaluator:
         work, latency = self._batches[0].work, self._settings.latency
         runs = {DENSE: partial(self._generate, None, work), "policy": partial(self._generate, policy, work)}
         timings = interleaved(runs, rounds=latency.rounds, warm_up=latency.warm_up, device=self._backbone.device)
-        return self._measurement(Pairs.joined(parts), timings["policy"], timings[DENSE].median)
+        measurement = self._measurement(Pairs.joined(parts), timings["policy"], timings[DENSE].median)
+        return replace(measurement, speed_up_interval=ratio_interval(timings[DENSE].samples, timings["policy"].samples))
 
     def _tallied(self, tally: Tally, name: str, dense: float, suite: MetricSuite) -> Measurement:
-        parts = tally.parts[name]
-        measurement = self._measurement(Pairs.joined(parts), Timing.of(tally.seconds[name]), dense, tally.peaks[name])
-        metrics = suite.summed(self._settings.quality.metrics, [part.found for part in parts], tally.dense)
-        return replace(measurement, metrics=metrics)
+        parts, seconds = tally.parts[name], tally.seconds
+        measurement = self._measurement(Pairs.joined(parts), Timing.of(seconds[name]), dense, tally.peaks[name])
+        return replace(
+            measurement,
+            speed_up_interval=ratio_interval(seconds[DENSE], seconds[name]),
+            metrics=suite.summed(self._settings.quality.metrics, [part.found for part in parts], tally.dense),
+        )
 
     def _measurement(self, pairs: Pairs, timing: Timing, dense_latency: float, memory: float | None = None) -> Measurement:
-        ssim, loss = float(pairs.found["ssim"].mean()), self._settings.quality.loss
+        ssim, chosen = float(pairs.found["ssim"].mean()), self._settings.quality.loss
+        losses = np.abs(METRICS[chosen].info.perfect - pairs.found[chosen])
         return Measurement(
             latency=timing.median,
             latency_spread=timing.spread,
             dense_latency=dense_latency,
             speed_up=dense_latency / timing.median,
-            loss=abs(METRICS[loss].info.perfect - float(pairs.found[loss].mean())),
+            loss=float(losses.mean()),
             ssim=ssim,
             psnr=float(pairs.found["psnr"].mean()),
             **score_fields(pairs.dense, pairs.score),
@@ -268,6 +274,7 @@ class GenerationEvaluator:
             seed=self._settings.seed,
             batch=len(self._batches[0].work.prompts),
             latency_source="measured",
+            loss_interval=bootstrap_interval(losses),
         )
 
     def _paired(self, work: _Work, images: Tensor, tokens: tuple[Tensor, ...] = ()) -> _Batch:

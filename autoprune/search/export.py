@@ -16,6 +16,7 @@ from autoprune.search.records import FrontMember, Measurement, StudyResult, Tria
 from autoprune.search.tiers import TIER_RULES
 
 FRONT_SCHEMA = "autoprune.front/1"
+CALIBRATION_FILE = "proxy_calibration.json"
 HYPERVOLUME_REFERENCE = (0.0, 1.0)
 _MEASURED = (
     "latency",
@@ -34,6 +35,9 @@ _MEASURED = (
     "seed",
     "batch",
     "latency_source",
+    "loss_interval",
+    "speed_up_interval",
+    "score_flips",
 )
 
 
@@ -54,7 +58,8 @@ def write_front(folder: StudyFolder, result: StudyResult, candidates: Sequence[T
     """Writes front.json: the search's front, the validated members and the presets timed beside them.
 
     `validated` is false while a study runs or was stopped; then only search numbers are there. The hypervolume is of
-    (log relative latency, loss) below (0, 1): dense latency and an unrelated image.
+    (log relative latency, loss) below (0, 1): dense latency and an unrelated image. Members carry Holm-adjusted p-values
+    (FrontMember); `proxy_calibration` is what `python -m autoprune.calibrate_proxy` left in the folder.
     """
     points = [objectives(trial.measurement) for trial in candidates]
     document = {
@@ -74,6 +79,7 @@ def write_front(folder: StudyFolder, result: StudyResult, candidates: Sequence[T
         "presets": {name: measured.to_plain() for name, measured in result.presets.items()},
         "rivalry": result.rivalry and asdict(result.rivalry),
         "dimensions": [asdict(row) for row in result.dimensions],
+        "proxy_calibration": folder.read_json(CALIBRATION_FILE),
     }
     return folder.write("front.json", json.dumps(document, indent=2) + "\n")
 
@@ -119,7 +125,8 @@ def _trial(trial: TrialRecord) -> dict[str, object]:
 
 def _member(member: FrontMember) -> dict[str, object]:
     path = member.policy_path and f"policies/{member.policy_path.name}"
-    return {**_trial(member.trial), "tier": member.tier, "policy": path, "held_out": member.held_out.to_plain()}
+    holm = {"drop_p": member.drop_p, "promise_p": member.promise_p}
+    return {**_trial(member.trial), "tier": member.tier, "policy": path, "held_out": member.held_out.to_plain(), "holm": holm}
 
 
 def _decisions(policy: Policy) -> dict[str, object]:

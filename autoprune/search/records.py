@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from autoprune.measure.metrics.summary import MetricValue
+from autoprune.measure.statistics import Interval
 from autoprune.policy import Policy
 
 STATES = ("complete", "discarded", "failed")
@@ -19,8 +20,11 @@ class Measurement:
     is what the study minimises, by default 1 - SSIM against the dense images, `psnr` is in dB. `score_drop` is the paired mean
     of dense minus pruned scene score (positive is worse) with its 95 % interval. `latency_source` is `measured` for real
     interleaved runs and `table` for an estimate summed from per-scale times. `peak_memory_mb` is None where nothing limits it
-    in trials, the score fields are None for prompts that nothing scores. `metrics` holds those of quality.metrics, from
-    held-out prompts only.
+    in trials, the score fields are None for prompts that nothing scores.
+
+    Intervals are 95 %: `loss_interval` of the mean loss over prompts, `speed_up_interval` of the speed-up over interleaved
+    rounds (None for estimates). `score_flips` counts prompts lost and gained where scores are right or wrong. All three are
+    None in records of studies from before they were measured. `metrics` holds those of quality.metrics, from held-out prompts.
     """
 
     latency: float
@@ -39,6 +43,9 @@ class Measurement:
     seed: int
     batch: int
     latency_source: str
+    loss_interval: Interval | None = None
+    speed_up_interval: Interval | None = None
+    score_flips: tuple[int, int] | None = None
     metrics: Mapping[str, MetricValue] = field(default_factory=dict)
 
     @property
@@ -53,16 +60,15 @@ class Measurement:
 
     def to_plain(self) -> dict[str, object]:
         """Returns the fields as JSON values."""
-        metrics = {name: value.to_plain() for name, value in self.metrics.items()}
-        interval = self.score_drop_interval and list(self.score_drop_interval)
-        return asdict(self) | {"score_drop_interval": interval, "metrics": metrics}
+        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return plain | {"metrics": {name: value.to_plain() for name, value in self.metrics.items()}}
 
     @staticmethod
     def from_plain(plain: Mapping[str, object]) -> "Measurement":
         """Reads what `to_plain` wrote."""
-        interval = plain["score_drop_interval"]
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
         metrics = {name: MetricValue.from_plain(value) for name, value in plain.get("metrics", {}).items()}
-        return Measurement(**(dict(plain) | {"score_drop_interval": interval and tuple(interval), "metrics": metrics}))
+        return Measurement(**(values | {"metrics": metrics}))
 
 
 @dataclass(frozen=True)
@@ -97,12 +103,17 @@ class FrontMember:
 
     `tier` is one of TIERS, or empty for a member no tier selected; a member that several tiers selected appears once
     per tier. `policy_path` is the exported file, None without a tier.
+
+    Holm-adjusted p-values over all members looked at: `drop_p` of no score drop at all (two-sided; None without scores),
+    `promise_p` of a loss or drop beyond what the tier allows (one-sided; None without a tier).
     """
 
     trial: TrialRecord
     held_out: Measurement
     tier: str
     policy_path: Path | None
+    drop_p: float | None = None
+    promise_p: float | None = None
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from autoprune.measure.metrics import METRICS
 from autoprune.measure.metrics.summary import MetricValue
+from autoprune.measure.statistics import Interval
 from autoprune.policy import Policy
 from autoprune.search.records import Measurement, StudyResult
 
@@ -15,24 +16,29 @@ SMALL_DEBT = 0.01  # dimensions that the front owes less to are not listed
 
 
 def result_table(result: StudyResult) -> Table:
-    """Returns one row per exported policy, from the held-out prompts; the drop is dense minus pruned, in points of 100."""
+    """Returns one row per exported policy, from the held-out prompts; the drop is dense minus pruned, in points of 100.
+
+    `p` is the Holm-adjusted p-value of a loss or drop beyond what the tier allows.
+    """
     table = Table(box=box.SIMPLE_HEAD, title=_title(result), title_justify="left", caption_justify="left")
     dense = f"dense: {1000 * result.dense.latency:.0f} ms a batch of {result.dense.batch}"
     table.caption = f"{dense}; numbers from held-out prompts; files in {relative(result.directory)}"
     table.add_column("tier", overflow="fold")
-    for name in ("speed-up", "loss", "score drop [95 %]", "memory"):
+    for name in ("speed-up", "loss", "score drop [95 %]", "memory", "p"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("file", overflow="fold")
     for member in filter(lambda member: member.tier, result.front):
         file = member.policy_path.relative_to(result.directory) if member.policy_path else "-"
-        table.add_row(member.tier, *_numbers(member.held_out), str(file))
+        table.add_row(member.tier, *_numbers(member.held_out), _p_text(member.promise_p), str(file))
     table.add_section()
     kinds = {trial.preset: trial.source.partition(":")[0] for trial in result.trials if trial.preset}
     for name, measured in result.presets.items():
-        table.add_row(name, *_numbers(measured), f"({kinds.get(name, 'preset')})", style="dim")
+        table.add_row(name, *_numbers(measured), "", f"({kinds.get(name, 'preset')})", style="dim")
     if not result.front:
         limit = "quality.max_score_drop" if result.dense.scored else "quality.max_loss"
         table.caption = f"no policy met the quality constraints: raise {limit} or budget.trials."
+    elif not any(member.tier for member in result.front):
+        table.caption = "no policy is shown to keep a tier's promise: raise quality.held_out_prompts, which narrows intervals."
     return table
 
 
@@ -115,7 +121,20 @@ def _title(result: StudyResult) -> str:
 
 
 def _numbers(measured: Measurement) -> tuple[str, ...]:
-    return (f"{measured.speed_up:.2f}x", f"{measured.loss:.3f}", drop_text(measured), f"{measured.peak_memory_mb:.0f} MB")
+    speed_up = f"{measured.speed_up:.2f}x{_half_width(measured.speed_up_interval, digits=2)}"
+    loss = f"{measured.loss:.3f}{_half_width(measured.loss_interval, digits=3)}"
+    return (speed_up, loss, drop_text(measured), f"{measured.peak_memory_mb:.0f} MB")
+
+
+def _half_width(interval: Interval | None, *, digits: int) -> str:
+    """Returns half the width of a 95 % interval; nothing where none is known."""
+    return "" if interval is None else f" ± {(interval[1] - interval[0]) / 2:.{digits}f}"
+
+
+def _p_text(p: float | None) -> str:
+    if p is None:
+        return "-"
+    return "<.001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
 
 
 def _metric(value: MetricValue | None) -> str:
