@@ -173,3 +173,27 @@ def test_images_too_small_for_a_metric_are_said_in_the_first_batch(backbone) -> 
     small = replace(settings(), quality=QualitySettings(prompts=2, held_out_prompts=2, metrics=("ms_ssim",)))
     with pytest.raises(UserError, match="^images must have at least 176 pixels a side for metric ms_ssim, got 128; "):
         GenerationEvaluator(backbone, small).dense()
+
+
+def test_comparing_beside_the_next_generation_changes_no_measurement(backbone) -> None:  # noqa: ANN001
+    pruned = policy_for(backbone, scales={6: ScalePruning(0.5, 5)}, guidance=BranchRule("cond", 5))
+    adaptive = policy_for(backbone, guidance=BranchRule("adaptive", 4, threshold=1e9))
+    found = []
+    for overlaps in (False, True):
+        evaluator = GenerationEvaluator(backbone, settings(), overlaps=overlaps)
+        evaluator.dense()
+        measured = [evaluator.evaluate(policy, stop=never) for policy in (pruned, adaptive)]
+        found.append([timeless(entry) for each in measured for entry in (each.first, each.measurement)])
+    assert found[0] == found[1]
+
+
+def timeless(measurement: Measurement) -> Measurement:
+    return replace(measurement, latency=0.0, latency_spread=0.0, dense_latency=0.0, speed_up=0.0)
+
+
+def test_an_error_beside_the_next_generation_is_raised_by_the_trial(backbone) -> None:  # noqa: ANN001
+    evaluator = GenerationEvaluator(backbone, settings(), overlaps=True)
+    evaluator.dense()
+    evaluator._batches[1] = replace(evaluator._batches[1], images=torch.zeros(2, 3, 5, 5))
+    with pytest.raises(RuntimeError, match="shape"):
+        evaluator.evaluate(policy_for(backbone, skip_last=1), stop=never)

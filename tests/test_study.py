@@ -19,7 +19,7 @@ from rich.console import Console
 from autoprune.backbones import load_backbone
 from autoprune.errors import UserError
 from autoprune.policy import Policy, token_count
-from autoprune.search.evaluator import Evaluation, Stop
+from autoprune.search.evaluation import Evaluation, Stop
 from autoprune.search.progress import NullProgress
 from autoprune.search.prompt_files import read_prompts
 from autoprune.search.records import Measurement, StudyResult, TrialRecord

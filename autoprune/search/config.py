@@ -90,6 +90,7 @@ class _Study(_Strict):
     seed: int
     discard: bool
     shared_prefix_mb: int
+    shared_prefix_host_mb: int
 
 
 class _Composed(_Strict):
@@ -154,6 +155,7 @@ def read_settings(config: DictConfig) -> RunSettings:
         discard=valid.study.discard,
         shared_prefix_mb=valid.study.shared_prefix_mb,
         weights={key: path for key, path in valid.weights.items() if path is not None},
+        shared_prefix_host_mb=valid.study.shared_prefix_host_mb,
     )
     return RunSettings(backbone=valid.backbone, study=study, tracker=valid.tracker, composed=composed)
 

@@ -45,12 +45,13 @@ def write_trials(folder: StudyFolder, trials: Sequence[TrialRecord]) -> Path:
     """Writes trials.csv: one row a trial, latencies in seconds per batch, the schedule as JSON."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["number", "source", "state", "feasible", *_MEASURED, "seconds", "note", "schedule"])
+    writer.writerow(["number", "source", "state", "feasible", *_MEASURED, "seconds", "sampler_seconds", "note", "schedule"])
     for trial in trials:
         plain = trial.measurement.to_plain() if trial.measurement else {}
         measured = [json.dumps(value) if isinstance(value, list) else value for value in (plain.get(key) for key in _MEASURED)]
         head = [trial.number, trial.source, trial.state, trial.feasible]
-        writer.writerow([*head, *measured, round(trial.seconds, 3), trial.note, json.dumps(_decisions(trial.policy))])
+        took = [round(trial.seconds, 3), round(trial.sampler_seconds, 4)]
+        writer.writerow([*head, *measured, *took, trial.note, json.dumps(_decisions(trial.policy))])
     return folder.write("trials.csv", text.getvalue())
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import median
 
 from autoprune.measure.metrics.summary import MetricValue
 from autoprune.measure.statistics import Interval
@@ -78,7 +79,8 @@ class TrialRecord:
     `source` is `preset:NAME` (a published setting; `preset:dense` is the reference), `control:NAME` (shown for
     comparison, never exported), `sampler`, `repeat` (a known policy asked again, told without a run) or `random` (a
     fresh point after repeats). `feasible` says whether every constraint holds. A `discarded` trial was stopped early:
-    its measurement covers only the first prompts.
+    its measurement covers only the first prompts. `seconds` pass from asking the sampler on, `sampler_seconds` in asking it
+    and in telling it of what came before.
     """
 
     number: int
@@ -89,6 +91,7 @@ class TrialRecord:
     state: str
     seconds: float
     note: str = ""
+    sampler_seconds: float = 0.0
 
     @property
     def preset(self) -> str:
@@ -171,3 +174,9 @@ class StudyResult:
     rivalry: Rivalry | None = None
     loss_text: str = "1 - SSIM"
     dimensions: tuple[DimensionRow, ...] = ()
+
+    @property
+    def sampler_share(self) -> float | None:
+        """Returns sampler seconds / seconds of searched trials, the median, None without such trials."""
+        searched = [trial for trial in self.trials if trial.source == "sampler" and trial.sampler_seconds > 0]
+        return median(trial.sampler_seconds / trial.seconds for trial in searched) if searched else None

@@ -63,7 +63,8 @@ def metric_tables(result: StudyResult) -> list[Table]:
 
 
 def findings(result: StudyResult) -> list[str]:
-    """Returns what the study found in sentences: the front against the presets, and what it owes to which dimensions."""
+    """Returns what the study found in sentences: the front against the presets, what it owes to which dimensions, and how
+    much of the time the sampler took."""
     lines = []
     if result.rivalry is not None:
         compared = result.rivalry
@@ -75,6 +76,8 @@ def findings(result: StudyResult) -> list[str]:
     if result.dimensions:
         helped = [f"{row.name} ({100 * row.owed:.0f} %)" for row in result.dimensions if row.owed >= SMALL_DEBT]
         lines.append(f"Share of the search front owed to each dimension: {', '.join(helped) or 'none of 1 % or more'}.")
+    if result.sampler_share is not None:
+        lines.append(f"The sampler took {100 * result.sampler_share:.1f} % of a trial's seconds (median).")
     return lines
 
 

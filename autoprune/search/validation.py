@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from autoprune.policy import Policy
-from autoprune.search.evaluator import Evaluator
+from autoprune.search.evaluation import Evaluator
 from autoprune.search.export import export_policy, measured_fields, remove_policies
 from autoprune.search.folder import StudyFolder
 from autoprune.search.front import may_lead, most_valuable, non_dominated, objectives, search_front
