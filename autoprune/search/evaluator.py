@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -20,6 +20,7 @@ from autoprune.measure.statistics import bootstrap_interval, ratio_interval
 from autoprune.policy import KeyRule, Policy
 from autoprune.prefix import Recorder, Recording, record_prefix
 from autoprune.pruning.plan import Plan, compile_plan
+from autoprune.search.batches import Batch, Work
 from autoprune.search.comparisons import Comparisons
 from autoprune.search.evaluation import Evaluation, Stop
 from autoprune.search.quality import make_quality
@@ -29,25 +30,6 @@ from autoprune.search.shared_prefixes import SharedPrefixes, Start
 from autoprune.search.tally import DENSE, Pairs, Tally, score_fields
 
 PROBE_FROM_END = 2  # how slow the machine is now is asked of the scale with so many after it: a tenth of a dense run
-
-
-@dataclass(frozen=True)
-class _Work:
-    """One generation's prompts, the number of its first sample and the noise seed."""
-
-    prompts: list[object]
-    first_sample: int
-    seed: int
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """A piece of work with the dense images, scores (None without any) and, where recorded, tokens to pair with."""
-
-    work: _Work
-    images: Tensor
-    score: np.ndarray | None
-    tokens: tuple[Tensor, ...] = ()
 
 
 class _RecordingClock(ScaleClock, Recorder):
@@ -71,7 +53,7 @@ class GenerationEvaluator:
         self._quality = make_quality(settings.quality, settings.prompts)
         self._loaded(*settings.quality.metrics)  # a file that cannot be loaded must not be found out at the end
         self._suite = self._loaded("ssim", "psnr", settings.quality.loss)
-        self._batches: list[_Batch] = []
+        self._batches: list[Batch] = []
         self._turn = 0
         self._asked: float | None = None
         self._table = table
@@ -158,7 +140,7 @@ class GenerationEvaluator:
     def state(self) -> dict[str, object]:
         return self._table.to_plain() if self._table else {}
 
-    def _run(self, policy: Policy, work: _Work, *, alone: bool) -> tuple[Tensor, list[str]]:
+    def _run(self, policy: Policy, work: Work, *, alone: bool) -> tuple[Tensor, list[str]]:
         """Returns images and the table's keys of everything a whole generation runs, none for a batch that is not full.
 
         Scales that were taken from a prefix count as the ones that left it, what data decided as what really ran. What does
@@ -185,7 +167,7 @@ class GenerationEvaluator:
         return images, keys
 
     def _timed_by_scale(
-        self, policy: Policy | None, work: _Work, start: Start | None = None, clock: ScaleClock | None = None
+        self, policy: Policy | None, work: Work, start: Start | None = None, clock: ScaleClock | None = None
     ) -> tuple[Tensor, list[tuple[str, float]]]:
         """Returns images and seconds by key; what lies outside the scales only of a generation that ran in full."""
         clock = clock or ScaleClock(self._backbone.device, len(work.prompts))
@@ -193,7 +175,7 @@ class GenerationEvaluator:
         rest = [] if start else [(rest_key(self._plan(policy)), seconds - clock.seconds)]
         return images, clock.runs + rest
 
-    def _recorded(self, work: _Work) -> Recording:
+    def _recorded(self, work: Work) -> Recording:
         texts = self._quality.texts(work.prompts)
         return record_prefix(self._backbone, texts, seed=work.seed, sampling=self._sampling(work))
 
@@ -269,16 +251,16 @@ class GenerationEvaluator:
             loss_interval=bootstrap_interval(losses),
         )
 
-    def _paired(self, work: _Work, images: Tensor, tokens: tuple[Tensor, ...] = ()) -> _Batch:
-        return _Batch(work, images, self._quality.score(images, work.prompts), tokens)
+    def _paired(self, work: Work, images: Tensor, tokens: tuple[Tensor, ...] = ()) -> Batch:
+        return Batch(work, images, self._quality.score(images, work.prompts), tokens)
 
     def _compare(
-        self, images: Tensor, batch: _Batch, suite: MetricSuite | None = None, tokens: tuple[Tensor, ...] = ()
+        self, images: Tensor, batch: Batch, suite: MetricSuite | None = None, tokens: tuple[Tensor, ...] = ()
     ) -> Pairs:
         found = (suite or self._suite).measure(self._pictures(images, batch, tokens))
         return Pairs(self._quality.score(images, batch.work.prompts), batch.score, found)
 
-    def _pictures(self, images: Tensor, batch: _Batch, tokens: tuple[Tensor, ...]) -> ImageBatch:
+    def _pictures(self, images: Tensor, batch: Batch, tokens: tuple[Tensor, ...]) -> ImageBatch:
         prompts = batch.work.prompts
         texts, details = self._quality.texts(prompts), self._quality.details(prompts)
         return ImageBatch(images, texts, details, batch.images, tokens, batch.tokens)
@@ -286,27 +268,27 @@ class GenerationEvaluator:
     def _loaded(self, *names: str) -> MetricSuite:
         return MetricSuite(names, MetricContext(self._backbone.device, self._settings.weights))
 
-    def _timed(self, policy: Policy | None, work: _Work, observer: Observer | None = None) -> tuple[Tensor, float]:
+    def _timed(self, policy: Policy | None, work: Work, observer: Observer | None = None) -> tuple[Tensor, float]:
         return timed(partial(self._generate, policy, work, observer), self._backbone.device)
 
     def _generate(
-        self, policy: Policy | None, work: _Work, observer: Observer | None = None, start: Start | None = None
+        self, policy: Policy | None, work: Work, observer: Observer | None = None, start: Start | None = None
     ) -> Tensor:
         texts, sampling, snapshot = self._quality.texts(work.prompts), self._sampling(work), start and start.snapshot
         options = {"seed": work.seed, "sampling": sampling, "observer": observer, "start": snapshot}
         return generate(self._backbone, texts, policy=policy, **options)
 
-    def _sampling(self, work: _Work) -> Sampling:
+    def _sampling(self, work: Work) -> Sampling:
         return replace(self._backbone.sampling, first_sample=work.first_sample)
 
     def _memory_where_limited(self) -> AbstractContextManager[PeakMemory | None]:
         limited = self._settings.quality.max_memory_mb is not None
         return PeakMemory(self._backbone.device) if limited else nullcontext()
 
-    def _split(self, prompts: Sequence[object], seed: int) -> list[_Work]:
+    def _split(self, prompts: Sequence[object], seed: int) -> list[Work]:
         size = self._settings.latency.batch
-        return [_Work(list(prompts[start : start + size]), start, seed) for start in range(0, len(prompts), size)]
+        return [Work(list(prompts[start : start + size]), start, seed) for start in range(0, len(prompts), size)]
 
-    def _full(self, work: _Work) -> bool:
+    def _full(self, work: Work) -> bool:
         """Returns whether a batch is of the size that latencies refer to; the last one may be smaller."""
         return work.first_sample == 0 or len(work.prompts) == self._settings.latency.batch
