@@ -65,7 +65,7 @@ def _search(run: "RunSettings") -> None:
     from autoprune.search.progress import RichProgress
     from autoprune.search.report import write_report
     from autoprune.search.study import run_study
-    from autoprune.search.tables import findings, relative, result_table
+    from autoprune.search.tables import findings, metric_tables, relative, result_table
 
     backbone = run.backbone.load()
     tracker = _tracker(run)
@@ -82,6 +82,8 @@ def _search(run: "RunSettings") -> None:
         tracker.close()
     console = Console(width=None if sys.stdout.isatty() else 110)
     console.print(result_table(result))
+    for table in metric_tables(result):
+        console.print(table)
     for sentence in findings(result):
         console.print(sentence)
     plot, pictures = relative(files.pareto_image), relative(result.directory / "pictures-*.png")

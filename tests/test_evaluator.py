@@ -1,17 +1,22 @@
 """The evaluator on the real (randomly initialised) embedded backbone, with few prompts."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from autoprune.backbones import load_backbone
+from autoprune.errors import UserError
+from autoprune.measure.metrics.lpips import ALEXNET, Trunk
 from autoprune.policy import BranchRule, Policy, ScalePruning
 from autoprune.search.evaluator import GenerationEvaluator
 from autoprune.search.records import Measurement
 from autoprune.search.settings import LatencySettings, QualitySettings, StudySettings
 from autoprune.search.space_file import read_space
+from tests.test_sets import Pooled
 
 SPACE = read_space(Path(__file__).parent.parent / "search_spaces" / "unified.yaml")
 
@@ -121,6 +126,53 @@ def test_measured_latency_is_not_called_an_estimate(backbone) -> None:  # noqa: 
     evaluator.dense()
     evaluation = evaluator.evaluate(policy_for(backbone, skip_last=1), stop=never)
     assert evaluation.measurement.latency_source == "measured" and evaluator.estimated_latency(policy_for(backbone)) is None
+
+
+def test_validation_measures_the_chosen_metrics_and_trials_measure_none(backbone) -> None:  # noqa: ANN001
+    evaluator = GenerationEvaluator(backbone, settings())
+    evaluator.dense()
+    single = policy_for(backbone, guidance=BranchRule("cond", 6))
+    assert not evaluator.evaluate(single, stop=never).measurement.metrics
+    policies = {"single": single, "short": policy_for(backbone, skip_last=1), "same": policy_for(backbone)}
+    found = evaluator.validate(policies, step=lambda: True)
+    for name, measured in found.items():
+        metrics = measured.metrics
+        assert list(metrics) == ["psnr", "ssim", "tokens"] and {value.n for value in metrics.values()} == {3}
+        assert metrics["ssim"].value == pytest.approx(measured.ssim) and metrics["psnr"].value == pytest.approx(measured.psnr)
+        assert metrics["ssim"].interval[0] <= 1 - measured.loss <= metrics["ssim"].interval[1]
+        assert Measurement.from_plain(json.loads(json.dumps(measured.to_plain()))) == measured, name
+    tokens = {name: measured.metrics["tokens"] for name, measured in found.items()}
+    assert tokens["same"].value == 1 and set(tokens["same"].parts) == {1.0}
+    assert tokens["single"].parts[:6] == (1.0,) * 6 and 0.3 < tokens["single"].parts[6] < 1
+    assert tokens["short"].parts == (1.0,) * 6 + (0.0,)
+
+
+def test_another_paired_metric_is_the_loss_and_an_early_error_names_what_is_missing(backbone, tmp_path) -> None:  # noqa: ANN001
+    quality = QualitySettings(prompts=2, held_out_prompts=4, loss="lpips", metrics=("kid_reference",))
+    with pytest.raises(UserError, match="^metric lpips needs weights.lpips_alexnet, got nothing; give "):
+        replace(settings(), quality=quality)
+    torch.manual_seed(0)
+    torch.save(Trunk(ALEXNET).state_dict(), tmp_path / "alexnet.pth")
+    torch.jit.script(Pooled()).save(tmp_path / "pool.pt")
+    for number in range(3):
+        Image.new("RGB", (16, 16), (90 * number, 80, 200)).save(tmp_path / f"{number}.png")
+    weights = {"lpips_alexnet": "alexnet.pth", "feature_network": "pool.pt", "reference_images": "."}
+    chosen = replace(settings(), quality=quality, weights={key: tmp_path / name for key, name in weights.items()})
+    evaluator = GenerationEvaluator(backbone, chosen)
+    assert evaluator.dense().loss == 0
+    pruned = policy_for(backbone, skip_last=1)
+    measured = evaluator.evaluate(pruned, stop=never).measurement
+    assert 0 < measured.loss < 1 and abs(measured.loss - (1 - measured.ssim)) > 1e-3
+    metrics = evaluator.validate({"p": pruned}, step=lambda: True)["p"].metrics
+    assert list(metrics) == ["kid_reference"] and metrics["kid_reference"].n == 4
+    kid = metrics["kid_reference"]
+    assert kid.change == pytest.approx(kid.value - kid.dense) and kid.interval[0] < kid.change < kid.interval[1]
+
+
+def test_images_too_small_for_a_metric_are_said_in_the_first_batch(backbone) -> None:  # noqa: ANN001
+    small = replace(settings(), quality=QualitySettings(prompts=2, held_out_prompts=2, metrics=("ms_ssim",)))
+    with pytest.raises(UserError, match="^images must have at least 176 pixels a side for metric ms_ssim, got 128; "):
+        GenerationEvaluator(backbone, small).dense()
 
 
 def test_comparing_beside_the_next_generation_changes_no_measurement(backbone) -> None:  # noqa: ANN001

@@ -53,11 +53,13 @@ def test_a_geneval_file_gives_prompts_and_tags(tmp_path, name):
         {"prompt": "a caf\u00e9\u2028at night"},
     ]
     content = "\n\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
-    assert read_prompts(written(tmp_path, content, name)).prompts == (
+    found = read_prompts(written(tmp_path, content, name)).prompts
+    assert found == (
         TextPrompt("a photo of a bench", "single_object"),
         TextPrompt("a photo of two clocks", "counting"),
         TextPrompt("a caf\u00e9 at night"),
     )
+    assert [prompt.details for prompt in found] == lines
 
 
 def test_a_folder_has_one_prompt_a_text_file_named_by_its_stem(tmp_path):

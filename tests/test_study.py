@@ -28,7 +28,7 @@ from autoprune.search.settings import BudgetSettings, LatencySettings, QualitySe
 from autoprune.search.space import SearchSpace, Target, space_for
 from autoprune.search.space_file import read_space
 from autoprune.search.study import run_study
-from autoprune.search.tables import result_table
+from autoprune.search.tables import metric_tables, result_table
 from autoprune.search.tracking import NullTracker
 
 SPACES = Path(__file__).parent.parent / "search_spaces"
@@ -327,12 +327,16 @@ def test_own_prompts_go_through_a_whole_study_without_scores(tmp_path: Path, bac
     (fast,) = [member for member in again.front if member.tier == "fast"]
     policy = Policy.load(fast.policy_path)
     assert policy.measured["score_drop"] is None and policy.measured["prompts"] == 3
+    metrics = document["members"][-1]["held_out"]["metrics"]
+    assert policy.measured["metrics"] == metrics and list(metrics) == ["psnr", "ssim", "tokens"] and metrics["ssim"]["n"] == 3
     assert "a loss (1 - SSIM to dense) of at most 1," in policy.provenance["rule"] and "score" not in policy.provenance["rule"]
     files = write_report(again, backbone, config)
     assert len(files.picture_grids) == len({member.tier for member in again.front if member.tier})
     text = io.StringIO()
-    Console(file=text, width=110).print(result_table(again))
+    Console(file=text, width=110).print(result_table(again), *metric_tables(again))
     assert re.search(r"fast +\d\.\d\dx ± \d\.\d\d +0\.\d{3} ± 0\.\d{3} +- +\d+ MB +<\.001", text.getvalue())
+    assert re.search(r"psnr \(dB\) ↑ +ssim ↑ +tokens ↑", text.getvalue())
+    assert re.search(r"fast +\d\d\.\d+ \[[\d., ]+\] +0\.\d+ \[0\.", text.getvalue())
 
 
 def test_a_folder_of_other_prompts_is_refused(tmp_path: Path, backbone) -> None:  # noqa: ANN001

@@ -14,7 +14,7 @@ from autoprune.generation import Observer, generate
 from autoprune.measure.device import device_identity
 from autoprune.measure.latency import Timing, timed
 from autoprune.measure.memory import PeakMemory
-from autoprune.measure.quality import similarity
+from autoprune.measure.metrics.similarity import psnr, ssim
 from autoprune.measure.statistics import bootstrap_interval, median_and_spread, ratio_interval
 from autoprune.policy import Policy
 from autoprune.pruning.plan import WHOLE_SCALE, Plan, ScalePlan, chunk_site, compile_plan, site
@@ -235,8 +235,8 @@ class _Run:
         return compile_plan(policy, policy.scale_schedule, policy.depth)
 
     def _pairs(self, images: Tensor, dense: Tensor, prompts: Sequence[object]) -> _Pairs:
-        near = similarity(images, dense)
-        return _Pairs(near.ssim.numpy().astype(float), near.psnr.numpy().astype(float), self._quality.score(images, prompts))
+        near = (measure(images, dense).double().numpy() for measure in (ssim, psnr))
+        return _Pairs(*near, self._quality.score(images, prompts))
 
     def _images(self, name: str, what: str) -> np.ndarray | None:
         return concatenated([getattr(turn.pairs[name], what) for turn in self.rounds if turn.pairs])

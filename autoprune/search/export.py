@@ -72,6 +72,7 @@ def write_front(folder: StudyFolder, result: StudyResult, candidates: Sequence[T
         "space": result.space,
         "device": dict(result.device),
         "validated": bool(result.front),
+        "loss": result.loss_text,
         "table_error": result.table_error,
         "hypervolume": hypervolume(points, HYPERVOLUME_REFERENCE),
         "dense": result.dense.to_plain(),

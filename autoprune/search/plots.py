@@ -25,7 +25,6 @@ _STYLES = {  # marker, size in points, colour, hollow
     _DENSE: ("*", 14, "#111827", False),
 }
 _SYMBOLS = {"o": "circle", "s": "square", "D": "diamond", "*": "star"}
-_LOSS = "quality loss (1 - SSIM to dense, same prompt and seed)"
 TOP = 1.2  # times the largest loss that counts; what was stopped or refused above that is on the page only
 _SIDES, _DISTANCES = ((1, -1), (1, 1), (-1, -1), (-1, 1), (0, -1), (0, 1)), (9, 22, 36)
 
@@ -61,7 +60,7 @@ def save_pareto_image(result: StudyResult, path: Path) -> Path:
         if series.name == _FRONT:
             axes.plot(series.x, series.y, color=colour, linewidth=1.6, zorder=2)
     axes.set_xlabel("speed-up over dense (dense latency / pruned latency)")
-    axes.set_ylabel(_LOSS)
+    axes.set_ylabel(_loss(result))
     axes.set_title(_title(result), loc="left", fontsize=11)
     axes.grid(color="#e5e7eb", linewidth=0.7)
     axes.set_axisbelow(True)
@@ -97,9 +96,13 @@ def save_pareto_page(result: StudyResult, path: Path) -> Path:
         title=_title(result), template="plotly_white", hoverlabel={"align": "left"}, legend={"orientation": "h", "y": -0.15}
     )
     figure.update_xaxes(title="speed-up over dense")
-    figure.update_yaxes(title=_LOSS)
+    figure.update_yaxes(title=_loss(result))
     figure.write_html(path, include_plotlyjs=True)
     return path
+
+
+def _loss(result: StudyResult) -> str:
+    return f"quality loss ({result.loss_text} to dense, same prompt and seed)"
 
 
 def _title(result: StudyResult) -> str:

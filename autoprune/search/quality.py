@@ -1,6 +1,6 @@
 """What a study calls quality: which prompts, and how an image is scored against its prompt."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -22,6 +22,8 @@ class Quality(Protocol):
 
     def texts(self, prompts: Sequence[object]) -> list[str]: ...
 
+    def details(self, prompts: Sequence[object]) -> list[Mapping[str, object]]: ...
+
     def score(self, images: Tensor, prompts: Sequence[object]) -> np.ndarray | None: ...
 
 
@@ -38,6 +40,10 @@ class SceneQuality:
     def texts(self, prompts: Sequence[Prompt]) -> list[str]:
         """Returns what the text encoder reads."""
         return [prompt.text for prompt in prompts]
+
+    def details(self, prompts: Sequence[Prompt]) -> list[Mapping[str, object]]:
+        """Returns nothing for any prompt."""
+        return [{} for _ in prompts]
 
     def score(self, images: Tensor, prompts: Sequence[Prompt]) -> np.ndarray:
         """Returns 1.0 for a right and 0.0 for a wrong image, [B]."""
@@ -58,6 +64,10 @@ class FidelityQuality:
     def texts(self, prompts: Sequence[TextPrompt]) -> list[str]:
         """Returns what the text encoder reads."""
         return [prompt.text for prompt in prompts]
+
+    def details(self, prompts: Sequence[TextPrompt]) -> list[Mapping[str, object]]:
+        """Returns what the file said of each prompt."""
+        return [prompt.details for prompt in prompts]
 
     def score(self, images: Tensor, prompts: Sequence[TextPrompt]) -> None:
         """Returns None."""

@@ -72,8 +72,8 @@ def run_study(
             saved = folder.read_json(TABLE_FILE)
             evaluator = GenerationEvaluator(backbone, settings, table=saved and LatencyTable.from_plain(saved))
         study = _Study(settings, folder=folder, space=space, evaluator=evaluator, observers=(tracker, progress))
-        conditions = device_conditions(backbone.device, backbone.dtype)
-        study.result = replace(study.result, backbone=backbone.name, device=conditions)
+        conditions, loss = device_conditions(backbone.device, backbone.dtype), settings.quality.loss_text
+        study.result = replace(study.result, backbone=backbone.name, device=conditions, loss_text=loss)
         try:
             study.search(presets)
             return study.validated()

@@ -5,9 +5,12 @@ from pathlib import Path
 from rich import box
 from rich.table import Table
 
+from autoprune.measure.metrics import METRICS
+from autoprune.measure.metrics.summary import MetricValue
 from autoprune.measure.statistics import Interval
 from autoprune.search.records import Measurement, StudyResult
 
+METRICS_ABREAST = 3  # columns that a narrow terminal has room for
 SMALL_DEBT = 0.01  # dimensions that the front owes less to are not listed
 
 
@@ -36,6 +39,26 @@ def result_table(result: StudyResult) -> Table:
     elif not any(member.tier for member in result.front):
         table.caption = "no policy is shown to keep a tier's promise: raise quality.held_out_prompts, which narrows intervals."
     return table
+
+
+def metric_tables(result: StudyResult) -> list[Table]:
+    """Returns one row per exported policy and preset, each metric with its 95 % interval, a few metrics a table.
+
+    The interval is of the value, or, where it has signs, of the change from dense.
+    """
+    rows = {member.tier: member.held_out for member in result.front if member.tier} | dict(result.presets)
+    names = list(dict.fromkeys(name for measured in rows.values() for name in measured.metrics))
+    tables = []
+    for first in range(0, len(names), METRICS_ABREAST):
+        shown = names[first : first + METRICS_ABREAST]
+        table = Table(box=box.SIMPLE_HEAD, caption="held-out prompts, 95 % intervals; with signs: of the change from dense")
+        table.add_column("", overflow="fold")
+        for name in shown:
+            table.add_column(METRICS[name].info.label, justify="right", no_wrap=True)
+        for row, measured in rows.items():
+            table.add_row(row, *(_metric(measured.metrics.get(name)) for name in shown))
+        tables.append(table)
+    return tables
 
 
 def findings(result: StudyResult) -> list[str]:
@@ -93,3 +116,10 @@ def _p_text(p: float | None) -> str:
     if p is None:
         return "-"
     return "<.001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
+
+
+def _metric(value: MetricValue | None) -> str:
+    if value is None:
+        return "-"
+    form = "{:.4g} [{:.4g}, {:.4g}]" if value.change is None else "{:.4g} [{:+.3g}, {:+.3g}]"
+    return form.format(value.value, *value.interval)

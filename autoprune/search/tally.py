@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from autoprune.measure.metrics.suite import Found
 from autoprune.measure.statistics import paired_interval, score_flips
 
 DENSE = ""
@@ -12,18 +13,17 @@ DENSE = ""
 
 @dataclass(frozen=True)
 class Pairs:
-    """Per image [n]: SSIM and PSNR against dense, the candidate's score and the dense score, both None without scores."""
+    """Per image [n]: the candidate's score and the dense score, both None without scores, and by name what metrics found."""
 
-    ssim: np.ndarray
-    psnr: np.ndarray
     score: np.ndarray | None
     dense: np.ndarray | None
+    found: Found
 
     @staticmethod
     def joined(parts: list["Pairs"]) -> "Pairs":
         """Concatenates batches."""
-        names = ("ssim", "psnr", "score", "dense")
-        return Pairs(**{name: concatenated([getattr(part, name) for part in parts]) for name in names})
+        found = {name: np.concatenate([part.found[name] for part in parts]) for name in parts[0].found}
+        return Pairs(*(concatenated([getattr(part, name) for part in parts]) for name in ("score", "dense")), found)
 
 
 def concatenated(parts: list[np.ndarray | None]) -> np.ndarray | None:
@@ -45,12 +45,13 @@ def score_fields(dense: np.ndarray | None, score: np.ndarray | None) -> dict[str
 
 
 class Tally:
-    """What accumulates over the rounds of a validation, by policy name; dense seconds under DENSE."""
+    """What accumulates over the rounds of a validation, by policy name; dense seconds under DENSE, its metrics in `dense`."""
 
     def __init__(self, names: list[str]) -> None:
         self._names = names
         self.seconds: dict[str, list[float]] = {name: [] for name in (DENSE, *names)}
         self.parts: dict[str, list[Pairs]] = {name: [] for name in names}
+        self.dense: list[Found] = []
         self.peaks = dict.fromkeys(names, 0.0)
 
     def order(self, turn: int) -> list[str]:

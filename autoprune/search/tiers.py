@@ -19,7 +19,7 @@ ALPHA = 0.05  # of a 95 % interval, half of it above; of one-sided tests after c
 class TierRule:
     """What a member must keep on held-out prompts, `max_drop` being the study's quality budget (QualitySettings).
 
-    With scores: a loss (1 - SSIM to dense) within `max_loss` and a scene-score drop within the budget, and, when `no_drop`,
+    With scores: a loss within `max_loss` and a scene-score drop within the budget, and, when `no_drop`,
     a 95 % interval of that drop that reaches zero. Without scores: a loss within the budget and `loss_alone`.
     """
 
@@ -42,11 +42,11 @@ class TierRule:
         ]
         return min(keeping, key=lambda index: members[index].latency / members[index].dense_latency, default=None)
 
-    def text(self, max_drop: float, *, scored: bool = True) -> str:
+    def text(self, max_drop: float, *, scored: bool = True, loss: str = "1 - SSIM") -> str:
         """Returns the rule as one sentence, which every exported policy carries."""
         max_loss = self._loss_limit(max_drop, scored=scored)
         drop = f"a scene-score drop of at most {max_drop:g}" + " whose 95 % interval includes zero" * self.no_drop
-        loss = f"a loss (1 - SSIM to dense) of at most {max_loss:g}"
+        loss = f"a loss ({loss} to dense) of at most {max_loss:g}"
         promises = [drop] * scored + [loss] * (max_loss < 1 or not scored)
         kept = "by its 95 % interval and after Holm's correction over all validated"
         return f"the fastest validated policy with {' and '.join(promises)}, {kept}, on held-out prompts and seeds"

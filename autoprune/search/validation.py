@@ -73,7 +73,8 @@ def _exported(
         holm = {"drop_p": drops[index], "promise_p": rule.promise_p(measured, max_drop)[index]}
         fields = {**measured_fields(own, result.device, held_out_texts(settings)), **check.fields(trial.policy, own)}
         fields["holm"] = {"members": len(measured), **holm}
-        path = export_policy(folder, trial, fields, tier=rule.tier, rule=rule.text(max_drop, scored=own.scored))
+        promise = rule.text(max_drop, scored=own.scored, loss=settings.quality.loss_text)
+        path = export_policy(folder, trial, fields, tier=rule.tier, rule=promise)
         members.append(FrontMember(trial, own, rule.tier, path, **holm))
     return members
 

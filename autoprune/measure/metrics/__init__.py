@@ -1,7 +1,24 @@
 """Quality metrics by name. Adding one: one file, one line here."""
 
 from autoprune.measure.metrics.contract import ImageBatch, Metric, MetricContext, MetricInfo, SetMetric, WeightNeed
+from autoprune.measure.metrics.lpips import Lpips, LpipsVgg
+from autoprune.measure.metrics.sets import Cmmd, CmmdToReference, Fid, FidToReference, Kid, KidToReference
+from autoprune.measure.metrics.similarity import MsSsim, Psnr, Ssim
+from autoprune.measure.metrics.tokens import TokenAgreement
 
-METRICS: dict[str, type[Metric]] = {}
+METRICS: dict[str, type[Metric]] = {
+    "psnr": Psnr,
+    "ssim": Ssim,
+    "ms_ssim": MsSsim,
+    "tokens": TokenAgreement,
+    "lpips": Lpips,
+    "lpips_vgg": LpipsVgg,
+    "fid": Fid,
+    "kid": Kid,
+    "cmmd": Cmmd,
+    "fid_reference": FidToReference,
+    "kid_reference": KidToReference,
+    "cmmd_reference": CmmdToReference,
+}
 
 __all__ = ["METRICS", "ImageBatch", "Metric", "MetricContext", "MetricInfo", "SetMetric", "WeightNeed"]
