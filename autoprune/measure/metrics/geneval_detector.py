@@ -30,13 +30,14 @@ class Mask2FormerDetector:
         pixels, inner = self._resized(image)
         seen = self._model(pixel_values=pixels)
         scores, places = seen.class_queries_logits[0].softmax(-1)[:, :-1].flatten().topk(MOST)
-        places = places[scores > CONFIDENCE]  # the confidence of a mask, at most 1, is yet to multiply
-        logits = seen.masks_queries_logits[:, places // len(CLASSES)]
-        logits = functional.interpolate(logits, pixels.shape[-2:], mode="bilinear")[..., : inner[0], : inner[1]]
-        logits = functional.interpolate(logits, image.shape[-2:], mode="bilinear")[0]
         found: dict[str, list[Found]] = {}
-        for score, label, mask in zip(scores, places % len(CLASSES), logits, strict=False):
-            one = _found(float(score), mask)
+        for score, place in zip(scores.tolist(), places.tolist(), strict=True):
+            if score <= CONFIDENCE:  # the mask's own confidence, at most 1, can only lower it
+                continue
+            query, label = divmod(place, len(CLASSES))
+            logits = functional.interpolate(seen.masks_queries_logits[:, [query]], pixels.shape[-2:], mode="bilinear")
+            logits = functional.interpolate(logits[..., : inner[0], : inner[1]], image.shape[-2:], mode="bilinear")
+            one = _found(score, logits[0, 0])
             if one.confidence > CONFIDENCE:
                 found.setdefault(CLASSES[label], []).append(one)
         return found

@@ -64,7 +64,7 @@ class Task:
             exclude = tuple(_clause(clause, 0) for clause in details.get("exclude", []))
             if details["tag"] not in TASKS or not include:
                 raise ValueError(f"tag {details['tag']!r}, {len(include)} objects")
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f'metric geneval needs what GenEval\'s evaluation_metadata.jsonl says of a prompt ("tag", "include"), '
                 f"got something else of {prompt[:40]!r} ({error}); give that file as prompts."
@@ -118,7 +118,7 @@ def relations(own: Sequence[float], other: Sequence[float]) -> set[str]:
 
 
 def _clause(clause: Mapping[str, object], place: int) -> Clause:
-    """Reads a clause, the one numbered `place`. Raises KeyError, TypeError or ValueError for one that cannot be judged."""
+    """Reads the clause numbered `place`. Raises what Python does for another layout, and ValueError for other values."""
     relation, target = clause.get("position", ("", 0))
     read = Clause(clause["class"], int(clause["count"]), clause.get("color", ""), relation, int(target))
     known = read.name in CLASSES and read.colour in ("", *COLOURS) and relation in ("", *RELATIONS)

@@ -3,12 +3,12 @@
 Official file: ImageReward/ImageReward.py. The published checkpoint is mapped, key by key, onto transformers' BLIP.
 """
 
-import itertools
 import math
 import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import count, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -112,8 +112,18 @@ def _blip(state: Weights, device: torch.device) -> RewardBlip:
     for tower, weights in zip(towers, (vision, text), strict=True):
         tower.load_state_dict(weights)
         tower.to(device).eval().requires_grad_(False)
-    linear = tuple((head[f"{layer}.weight"], head[f"{layer}.bias"]) for layer in LAYERS)
-    return RewardBlip(*towers, linear, config["image_size"])
+    return RewardBlip(*towers, _linear(head, towers[1].config.hidden_size), config["image_size"])
+
+
+def _linear(head: Weights, width: int) -> tuple[tuple[Tensor, Tensor], ...]:
+    """Returns (weight, bias) of the layers from `width` to 1. Raises ValueError when they do not fit together."""
+    layers = tuple((head[f"{layer}.weight"], head[f"{layer}.bias"]) for layer in LAYERS)
+    widths = [width, *(len(bias) for _, bias in layers)]
+    if widths[-1] != 1 or any(
+        weight.shape != (outer, inner) for (weight, _), (inner, outer) in zip(layers, pairwise(widths), strict=True)
+    ):
+        raise ValueError("the linear layers of its head do not fit together")
+    return layers
 
 
 def _below(state: Weights, prefix: str) -> dict[str, Tensor]:
@@ -148,6 +158,6 @@ def _text_config(weights: Weights) -> dict[str, object]:
 def _sizes(weights: Weights, widening: str) -> dict[str, int]:
     """Returns the sizes of a transformer whose layer i has the weight `widening` [inner width, width]."""
     inner, width = weights[widening.format(0)].shape
-    depth = next(layer for layer in itertools.count() if widening.format(layer) not in weights)
+    depth = next(layer for layer in count() if widening.format(layer) not in weights)
     heads = width // HEAD_WIDTH
     return {"hidden_size": width, "intermediate_size": inner, "num_hidden_layers": depth, "num_attention_heads": heads}
