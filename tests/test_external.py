@@ -17,6 +17,7 @@ from autoprune.measure.metrics.contract import ImageBatch, MetricContext
 from autoprune.measure.metrics.external import External
 from autoprune.measure.metrics.external_program import read_scores, run_program
 from autoprune.measure.metrics.external_recipe import Recipe
+from autoprune.measure.metrics.suite import MetricSuite, check_metrics
 
 BRIGHTNESS = """
 import json, pathlib, subprocess, sys, time
@@ -84,6 +85,22 @@ def test_dimensions_are_parts_and_their_mean_is_the_score(tmp_path: Path) -> Non
     np.testing.assert_array_equal(external.resolved(external.measure(greys(2))), [[7, 4, 10], [102, 4, 200]])
 
 
+def test_a_suite_starts_the_program_once_for_a_policy_and_dense(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    metric(tmp_path, "parts", dimensions=["words", "light"])
+    given = {"external": tmp_path / "light.yaml", "python": Path(sys.executable)}
+    check_metrics(["external"], given)
+    suite, batch = MetricSuite(["external"], MetricContext(torch.device("cpu"), given)), greys()
+    halves = [ImageBatch(batch.images[part], batch.prompts[part]) for part in (slice(0, 2), slice(2, 4))]
+    dense = [suite.measure_dense(ImageBatch(half.images * 0, half.prompts)) for half in halves]
+    found = [suite.measure(half) for half in halves]
+    with caplog.at_level(logging.INFO):
+        value = suite.summed(["external"], found, dense)["external"]
+    assert caplog.messages[-1].endswith("8 of 8 images")
+    assert (value.value, value.dense, value.change, value.parts) == (44.5, 2, 42.5, (4, 85)) and value.n == 4
+    with pytest.raises(UserError, match=r"needs weights\.python, got nothing"):
+        check_metrics(["external"], {"external": tmp_path / "light.yaml"})
+
+
 def test_parts_stay_where_one_is_missing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     external = metric(tmp_path, "parts", dimensions=["light", "absent"])
     np.testing.assert_array_equal(external.resolved(external.measure(greys(2))), [[np.nan, 10, np.nan], [np.nan, 200, np.nan]])
@@ -129,16 +146,16 @@ def running(process: int) -> bool:
     return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
-def test_no_score_at_all_is_an_error(tmp_path: Path) -> None:
+def test_no_score_at_all_is_said_and_nothing_else_is_lost(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     external = metric(tmp_path, "crash", command="{python} -c \"raise SystemExit('no GPU')\" {output}")
-    with pytest.raises(UserError, match=r"got none of 4 \(the program ended with code 1, last said 'no GPU'\)"):
-        external.resolved(external.measure(greys()))
+    assert np.isnan(external.resolved(external.measure(greys()))).tolist() == [True] * 4
+    assert "4 of 4 images have no score; the program ended with code 1, last said 'no GPU'" in caplog.text
+    assert "did not start (No such file" in run_program(["/no/such/program"], tmp_path / "scores", seconds=1)
 
 
-def test_a_missing_program_is_an_error(tmp_path: Path) -> None:
-    external = metric(tmp_path, "", command="/no/such/program {output}")
-    with pytest.raises(UserError, match="'/no/such/program' cannot start"):
-        external.resolved(external.measure(greys()))
+def test_a_missing_program_is_one_sentence_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="external program '/no/such/program' of light must be there to run"):
+        metric(tmp_path, "", command="/no/such/program {output}")
 
 
 def test_no_shell_reads_prompts_paths_or_the_command(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from autoprune.measure.metrics.clip import Clip
 from autoprune.measure.metrics.contract import ImageBatch, MetricContext
 from autoprune.measure.metrics.geneval import CLIP, ColourReader, GenEval, cut_out
 from autoprune.measure.metrics.geneval_detector import Mask2FormerDetector
-from autoprune.measure.metrics.geneval_rules import CLASSES, COLOURS, Found, Task, is_right, relations, sure
+from autoprune.measure.metrics.geneval_rules import CLASSES, COLOURS, Found, Task, is_right, read_tasks, relations, sure
 from autoprune.measure.metrics.pretrained import PretrainedFolder
 
 CPU = torch.device("cpu")
@@ -150,6 +150,12 @@ def test_the_names_are_those_of_the_benchmark() -> None:
 def test_a_prompt_without_a_task_is_one_sentence(line: dict[str, object]) -> None:
     with pytest.raises(UserError, match=r"metric geneval needs .*evaluation_metadata.jsonl .* of 'a cat' \(.*; give that file"):
         Task.read(line, "a cat")
+
+
+def test_a_study_checks_all_tasks_first() -> None:
+    assert [task.tag for task in read_tasks([BENCH, THREE], ["a", "b"])] == ["single_object", "counting"]
+    with pytest.raises(UserError, match="of 'b'"):
+        read_tasks([BENCH, {}], ["a", "b"])
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from autoprune.measure.metrics.pixels import Preprocessing
+from autoprune.measure.metrics.picture_input import PictureInput
 from autoprune.measure.metrics.pretrained import PretrainedFolder
 
 
@@ -19,11 +19,8 @@ class Clip:
     def __init__(self, folder: PretrainedFolder, processor: PretrainedFolder | None = None) -> None:
         processor = processor or folder
         self._model = folder.model("CLIPModel")
-        self._tokenizer = processor.part("AutoTokenizer")
-        try:
-            self._preprocessing = Preprocessing.read(processor.path)
-        except (OSError, ValueError) as error:
-            raise processor.broken(str(error)) from None
+        self._tokenizer = processor.processor("AutoTokenizer")
+        self._prepared = PictureInput.read(processor.path)
         self._device = folder.context.device
 
     @property
@@ -34,7 +31,7 @@ class Clip:
     @torch.inference_mode()
     def images(self, images: Tensor) -> Tensor:
         """Returns features [B, D] of length 1 of images [B, 3, H, W] in [0, 1]."""
-        return _unit(self._model.get_image_features(pixel_values=self._preprocessing(images.to(self._device))))
+        return _unit(self._model.get_image_features(pixel_values=self._prepared(images.to(self._device))))
 
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> Tensor:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +14,7 @@ from autoprune.errors import UserError
 from autoprune.measure.metrics.contract import ImageBatch, MetricContext, MetricInfo, WeightNeed
 from autoprune.measure.metrics.external_program import Scores, read_scores, run_program
 from autoprune.measure.metrics.external_recipe import Recipe
-from autoprune.measure.metrics.pixels import eight_bits
+from autoprune.measure.metrics.picture_input import eight_bits
 
 RECIPE = WeightNeed("external", "the recipe of a program that scores images, a YAML file", "conf/quality/external or your own")
 FILES = {"images": "images", "prompts": "prompts.jsonl", "output": "scores.jsonl"}
@@ -29,7 +30,7 @@ class External:
     info = MetricInfo("external", "absolute", lower=False, source="an external program", needs=(RECIPE,))
 
     def __init__(self, context: MetricContext) -> None:
-        """Raises UserError for a broken recipe, and for weights it names that are not given or not there."""
+        """Raises UserError for a broken recipe, for weights it names that are not given or not there, and for no program."""
         self._recipe = recipe = Recipe.read(context.path(self.info.name, RECIPE))
         name = f"external ({recipe.name})"
         needs = [WeightNeed(key, what, recipe.source) for key, what in recipe.weights.items()]
@@ -37,6 +38,9 @@ class External:
         self.info = replace(
             self.info, lower=recipe.lower, source=recipe.source, unit=recipe.unit, passes=recipe.passes, needs=(RECIPE, *needs)
         )
+        program = recipe.arguments(self._paths | dict.fromkeys(FILES, Path()))[0]
+        if shutil.which(program) is None:
+            raise UserError(f"external program {program!r} of {recipe.name} must be there to run; correct its path.")
         self._folder = tempfile.TemporaryDirectory(prefix="autoprune-external-")
         self._asked: list[Mapping[str, object]] = []
         self._known: dict[int, float | tuple[float, ...]] = {}
@@ -57,7 +61,7 @@ class External:
     def resolved(self, numbers: np.ndarray) -> np.ndarray:
         """Returns scores, float64 [n], or [n, 1 + K] with the K dimensions of the recipe, of images that `measure` kept.
 
-        Runs the program on those it has not seen. Raises UserError when it cannot be started or scores none of them.
+        Runs the program on those it has not seen.
         """
         wanted = [int(number) for number in numbers]
         new = sorted(set(wanted) - self._known.keys())
@@ -92,13 +96,9 @@ class External:
         return (whole, *parts) if parts else whole
 
     def _report(self, ended: str, scores: Scores, values: np.ndarray) -> None:
-        """Says what went wrong. Raises UserError when no image has a score, nor a part of one."""
+        """Says what went wrong; a study goes on without these numbers."""
         missing = int(np.isnan(values[:, 0]).sum())
         wrong = f"{len(scores.wrong)} lines were no scores of these images, first {scores.wrong[0]!r}" if scores.wrong else ""
         reasons = "; ".join(filter(None, [ended and f"the program {ended}", wrong])) or "the program did not write them"
-        if np.isnan(values).all():
-            raise UserError(
-                f"external {self._recipe.name} must score images, got none of {missing} ({reasons}); run its command by hand."
-            )
         if missing or ended or wrong:
             _log.warning("external %s: %d of %d images have no score; %s", self._recipe.name, missing, len(values), reasons)

@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoprune.errors import UserError
-
 POLL_SECONDS = 0.2
 
 
@@ -31,7 +29,7 @@ def run_program(
     """Runs a program until it ends or `seconds` have passed; what it started ends with it.
 
     Calls `progress` with the number of lines whenever that grows. Returns "" for success, else how it ended and the last
-    line it printed. Raises UserError for a program that cannot be started.
+    line it printed.
     """
     with (output.parent / "log.txt").open("w+b") as log:
         try:
@@ -39,7 +37,7 @@ def run_program(
                 arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
         except OSError as error:
-            raise UserError(f"external program {arguments[0]!r} cannot start ({error.strerror}); correct its path.") from None
+            return f"did not start ({error.strerror})"
         try:
             in_time = _wait(process, output, seconds, progress)
         finally:

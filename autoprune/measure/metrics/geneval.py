@@ -10,8 +10,8 @@ from torch.nn import functional
 from autoprune.measure.metrics.clip import Clip
 from autoprune.measure.metrics.contract import ImageBatch, MetricContext, MetricInfo, WeightNeed
 from autoprune.measure.metrics.geneval_detector import Mask2FormerDetector
-from autoprune.measure.metrics.geneval_rules import COLOURS, Found, Task, is_right
-from autoprune.measure.metrics.pixels import eight_bits
+from autoprune.measure.metrics.geneval_rules import COLOURS, Found, Task, is_right, read_tasks
+from autoprune.measure.metrics.picture_input import eight_bits
 from autoprune.measure.metrics.pretrained import PretrainedFolder
 
 DETECTOR = WeightNeed(
@@ -35,8 +35,7 @@ class GenEval:
 
     def measure(self, batch: ImageBatch) -> np.ndarray:
         """Returns 1.0 for right and 0.0 for wrong, float64 [B]. Raises UserError for prompts without GenEval's details."""
-        details = batch.details or [{}] * len(batch.prompts)
-        tasks = [Task.read(detail, prompt) for detail, prompt in zip(details, batch.prompts, strict=True)]
+        tasks = read_tasks(batch.details, batch.prompts)
         return np.array([self._right(image, task) for image, task in zip(batch.images, tasks, strict=True)], dtype=float)
 
     def _right(self, image: Tensor, task: Task) -> bool:

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from autoprune.measure.metrics.geneval_rules import CLASSES, CONFIDENCE, Found
-from autoprune.measure.metrics.pixels import eight_bits
+from autoprune.measure.metrics.picture_input import eight_bits
 from autoprune.measure.metrics.pretrained import PretrainedFolder
 
 SIDES = (800, 1333)  # pixels that the shorter side gets, unless the longer one exceeds its own

@@ -72,6 +72,11 @@ class Task:
         return Task(details["tag"], include, exclude)
 
 
+def read_tasks(details: Sequence[Mapping[str, object]], prompts: Sequence[str]) -> list[Task]:
+    """Reads what a file says of each prompt. Raises UserError, also where it says nothing of any."""
+    return [Task.read(detail, prompt) for detail, prompt in zip(details or [{}] * len(prompts), prompts, strict=True)]
+
+
 def sure(found: Mapping[str, Sequence[Found]], tag: str) -> dict[str, list[Found]]:
     """Returns what counts for a task, surest first: above its confidence, at most MOST_OBJECTS of a class."""
     least = COUNTING_CONFIDENCE if tag == "counting" else CONFIDENCE

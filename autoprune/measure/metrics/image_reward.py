@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from autoprune.errors import UserError
 from autoprune.measure.metrics.contract import ImageBatch, MetricContext, MetricInfo, WeightNeed
-from autoprune.measure.metrics.pixels import Preprocessing
+from autoprune.measure.metrics.picture_input import PictureInput
 from autoprune.measure.metrics.pretrained import PretrainedFolder
 
 FILE = "ImageReward.pt"
@@ -48,9 +48,9 @@ class ImageReward:
     info = MetricInfo("image_reward", "absolute", lower=False, source="arXiv 2304.05977", needs=(MODEL, TOKENIZER))
 
     def __init__(self, context: MetricContext) -> None:
-        self._tokenizer = PretrainedFolder(self.info.name, TOKENIZER, context).part("AutoTokenizer")
+        self._tokenizer = PretrainedFolder(self.info.name, TOKENIZER, context).processor("AutoTokenizer")
         self._blip = read_blip(context.path(self.info.name, MODEL), context.device)
-        self._preprocessing = Preprocessing(self._blip.side)
+        self._prepared = PictureInput(self._blip.side, self._blip.side)
         self._device = context.device
 
     @torch.inference_mode()
@@ -58,7 +58,7 @@ class ImageReward:
         """Returns the reward, float64 [B]; a prompt is cut at 35 tokens, as published."""
         options = {"padding": "max_length", "truncation": True, "max_length": TOKENS, "return_tensors": "pt"}
         tokens = self._tokenizer(list(batch.prompts), **options)
-        pixels = self._preprocessing(batch.images.to(self._device))
+        pixels = self._prepared(batch.images.to(self._device))
         rewards = self._blip(pixels, tokens.input_ids.to(self._device), tokens.attention_mask.to(self._device))
         return ((rewards.double() - MEAN) / STD).cpu().numpy()
 

@@ -8,16 +8,17 @@ from autoprune.measure.metrics.pretrained import PretrainedFolder
 
 MODEL = WeightNeed("pickscore", "the PickScore_v1 folder", "huggingface.co/yuvalkirstain/PickScore_v1")
 PROCESSOR = WeightNeed(
-    "pickscore_processor", "the tokenizer and preprocessor of CLIP-H", "huggingface.co/laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+    "pickscore_processor",
+    "the tokenizer and preprocessor of CLIP-H, where the model's folder has none",
+    "huggingface.co/laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+    optional=True,
 )
 
 
 class PickScore:
-    """Which image people would pick: a difference of d is odds of exp(d). weights.pickscore_processor is optional: without
-    it the model's folder must hold tokenizer and preprocessing too.
-    """
+    """Which image people would pick: a difference of d is odds of exp(d)."""
 
-    info = MetricInfo("pick_score", "absolute", lower=False, source="arXiv 2305.01569", needs=(MODEL,))
+    info = MetricInfo("pick_score", "absolute", lower=False, source="arXiv 2305.01569", needs=(MODEL, PROCESSOR))
 
     def __init__(self, context: MetricContext) -> None:
         model, processor = (PretrainedFolder(self.info.name, need, context) for need in (MODEL, PROCESSOR))

@@ -8,6 +8,8 @@ import torch
 from autoprune.errors import UserError
 from autoprune.measure.metrics.contract import MetricContext, WeightNeed
 
+VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
+
 
 @dataclass(frozen=True)
 class PretrainedFolder:
@@ -30,8 +32,13 @@ class PretrainedFolder:
             raise self.broken(f"{len(lacking)} weights of {kind} are missing or of another shape, first {lacking[0]}")
         return model.to(self.context.device).eval().requires_grad_(False)
 
-    def part(self, kind: str) -> object:
-        """Returns what another transformers class, such as AutoTokenizer, reads there. Raises UserError."""
+    def processor(self, kind: str) -> object:
+        """Returns the tokenizer or processor of a transformers class. Raises UserError, also where no file holds a vocabulary:
+        transformers 5 makes an empty one up for a model that it knows.
+        """
+        path = self.path
+        if not any((path / name).is_file() for name in VOCABULARIES):
+            raise self.broken(f"it has none of {', '.join(VOCABULARIES)}")
         return self._loaded(kind)
 
     def broken(self, reason: str) -> UserError:

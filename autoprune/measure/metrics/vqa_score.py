@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from autoprune.measure.metrics.contract import ImageBatch, MetricContext, MetricInfo, WeightNeed
-from autoprune.measure.metrics.pixels import eight_bits
+from autoprune.measure.metrics.picture_input import eight_bits
 from autoprune.measure.metrics.pretrained import PretrainedFolder
 
 MODEL = WeightNeed(
@@ -25,7 +25,7 @@ class VqaScore:
 
     def __init__(self, context: MetricContext) -> None:
         folder = PretrainedFolder(self.info.name, MODEL, context)
-        self._processor = folder.part("AutoProcessor")
+        self._processor = folder.processor("AutoProcessor")
         tokenizer = self._processor.tokenizer
         self._yes = tokenizer.encode(ANSWER, add_special_tokens=False)[0]
         if self._yes == tokenizer.unk_token_id or not self._processor.chat_template:
