@@ -56,6 +56,7 @@ class PretrainedFolder:
             raise UserError(
                 f"metric {self.metric} needs transformers, which is not installed; pip install 'autoprune[text]'."
             ) from None
+        transformers.utils.logging.disable_progress_bar()  # one a model, in the midst of the search's own
         try:
             return getattr(transformers, kind).from_pretrained(path, local_files_only=True, **options)
         except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError) as error:
