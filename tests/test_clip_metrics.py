@@ -128,6 +128,13 @@ def test_a_folder_that_lacks_weights_is_refused_not_filled_at_random(tmp_path: P
         ClipScore(MetricContext(CPU, {"clip": tmp_path}))
 
 
+def test_a_broken_file_of_weights_is_one_sentence(tmp_path: Path) -> None:
+    save_clip(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(UserError, match=r"metric clip_score cannot use weights\.clip "):
+        ClipScore(MetricContext(CPU, {"clip": tmp_path}))
+
+
 def test_a_folder_without_preprocessing_is_refused(tmp_path: Path) -> None:
     save_clip(tmp_path)
     (tmp_path / "preprocessor_config.json").unlink()

@@ -180,8 +180,9 @@ def test_placeholders_are_replaced_within_one_argument() -> None:
     [
         ("name: x\ncommand: p {output}\nsource: s\nextra: 1", "must be YAML with keys out of name, command"),
         ("- 1", "must be YAML with keys"),
+        ("name: x\ncommand: p {output}\nsource: s\nweights: [a]", "must be YAML with keys"),
         ("name: [", "must be YAML with keys"),
-        ("name: x\ncommand: p {outptu}\nsource: s", r"got placeholder \{outptu\}"),
+        ("name: x\ncommand: p {outptu}\nsource: s", r"^external recipe x must .* got placeholder \{outptu\}"),
         ("name: x\ncommand: p\nsource: s", r"must have \{output\} in its command"),
         ("name: x\ncommand: p {output}\nsource: s\nseconds: 0", "with 0 seconds"),
     ],

@@ -38,7 +38,10 @@ class Recipe:
 
         try:
             document = yaml.safe_load(file.read_text())
-            return Recipe(**document | {"dimensions": tuple(document.get("dimensions", ())), "here": file.parent.resolve()})
+            document |= {"dimensions": tuple(document.get("dimensions", ())), "weights": dict(document.get("weights", {}))}
+            return Recipe(**document, here=file.parent.resolve())
+        except UserError:
+            raise
         except (OSError, yaml.YAMLError, TypeError, ValueError, AttributeError) as error:
             keys = ", ".join(known.name for known in fields(Recipe) if known.name != "here")
             reason = " ".join(str(error).split())

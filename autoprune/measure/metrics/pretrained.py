@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from autoprune.errors import UserError
 from autoprune.measure.metrics.contract import MetricContext, WeightNeed
@@ -59,5 +60,5 @@ class PretrainedFolder:
         transformers.utils.logging.disable_progress_bar()  # one a model, in the midst of the search's own
         try:
             return getattr(transformers, kind).from_pretrained(path, local_files_only=True, **options)
-        except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError) as error:
             raise self.broken(" ".join(str(error).split())[:200]) from None

@@ -26,7 +26,7 @@ class VqaScore:
     def __init__(self, context: MetricContext) -> None:
         folder = PretrainedFolder(self.info.name, MODEL, context)
         self._processor = folder.processor("AutoProcessor")
-        tokenizer = self._processor.tokenizer
+        tokenizer = getattr(self._processor, "tokenizer", self._processor)
         self._yes = tokenizer.encode(ANSWER, add_special_tokens=False)[0]
         if self._yes == tokenizer.unk_token_id or not self._processor.chat_template:
             raise folder.broken(f"its processor must have a chat template, and a token for {ANSWER!r}")
