@@ -32,7 +32,7 @@ TEMPLATE = (
 SIDE, PATCH = 24, 8
 
 
-def save_llava(folder: Path, *, words: list[str] = WORDS, template: str | None = TEMPLATE) -> Path:
+def save_llava(folder: Path, *, words: list[str] = WORDS, template: str | None = TEMPLATE, tied: bool = False) -> Path:
     torch.manual_seed(0)
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -53,6 +53,7 @@ def save_llava(folder: Path, *, words: list[str] = WORDS, template: str | None =
         text_config=LlamaConfig(vocab_size=len(WORDS), num_key_value_heads=2, initializer_range=0.2, **sizes),
         image_token_index=WORDS.index("<image>"),
         vision_feature_layer=-2,
+        tie_word_embeddings=tied,
     )
     LlavaForConditionalGeneration(config).save_pretrained(folder)
     return folder
@@ -96,6 +97,11 @@ def test_it_is_the_probability_of_yes_over_the_vocabulary(folder: Path) -> None:
 def test_images_matter(folder: Path) -> None:
     found = VqaScore(MetricContext(CPU, {"vqa": folder})).measure(ImageBatch(pictures(2), ["a red cat"] * 2))
     assert abs(found[0] - found[1]) > 1e-6
+
+
+def test_weights_that_a_file_holds_once_for_two_places_are_there(tmp_path: Path) -> None:
+    tied = VqaScore(MetricContext(CPU, {"vqa": save_llava(tmp_path, tied=True)}))
+    assert tied._model.lm_head.weight is tied._model.get_input_embeddings().weight
 
 
 def test_a_folder_that_cannot_ask_is_one_sentence(tmp_path: Path, folder: Path) -> None:

@@ -26,9 +26,12 @@ class PretrainedFolder:
         return self.context.path(self.metric, self.need)
 
     def model(self, kind: str, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
-        """Returns a model of a transformers class for inference. Raises UserError also for weights that the folder lacks."""
+        """Returns a model of a transformers class for inference. Raises UserError also for weights that the folder lacks, which
+        transformers would draw at random; of buffers, which are constants, published folders leave some out.
+        """
         model, found = self._loaded(kind, dtype=dtype, output_loading_info=True)
-        lacking = sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]]))
+        weights = dict(model.named_parameters())
+        lacking = sorted([*weights.keys() & set(found["missing_keys"]), *map(str, found["mismatched_keys"])])
         if lacking:
             raise self.broken(f"{len(lacking)} weights of {kind} are missing or of another shape, first {lacking[0]}")
         return model.to(self.context.device).eval().requires_grad_(False)

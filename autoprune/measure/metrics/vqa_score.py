@@ -8,9 +8,7 @@ from autoprune.measure.metrics.contract import ImageBatch, MetricContext, Metric
 from autoprune.measure.metrics.picture_input import eight_bits
 from autoprune.measure.metrics.pretrained import PretrainedFolder
 
-MODEL = WeightNeed(
-    "vqa", "an image-text-to-text model folder with a chat template", "huggingface.co/Qwen/Qwen2.5-VL-7B-Instruct"
-)
+MODEL = WeightNeed("vqa", "an image-text-to-text model folder with a chat template", "huggingface.co/llava-hf/llava-1.5-7b-hf")
 QUESTION = 'Does this figure show "{prompt}"? Please answer yes or no.'
 ANSWER = "Yes"
 
@@ -18,7 +16,8 @@ ANSWER = "Yes"
 class VqaScore:
     """P("Yes") at the first token of the answer, out of the whole vocabulary, as published; of "Yes" its first token counts.
 
-    Any model that transformers' AutoModelForImageTextToText reads; numbers of different models are not comparable.
+    Any model that transformers' AutoModelForImageTextToText reads; numbers of different models are not comparable. Processors
+    of models that read videos too (Qwen2-VL, SmolVLM, InternVL) need torchvision, of LLaVA, Idefics3 and Gemma 3 do not.
     """
 
     info = MetricInfo("vqa_score", "absolute", lower=False, source="arXiv 2404.01291", needs=(MODEL,))
