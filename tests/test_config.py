@@ -90,7 +90,7 @@ def test_every_backbone_sampler_and_latency_has_its_file():
         ("quality.loss=psnr", "unknown quality.loss 'psnr'; choose from ssim, ms_ssim, lpips, lpips_vgg."),
         ("quality.metrics=[psnr,foo]", "unknown metric 'foo'; choose from psnr, ssim, "),
         ("quality.metrics=[fid]", "metric fid needs weights.feature_network, got nothing; give weights.feature_network=PATH: "),
-        ("weights.lpips=a.pth", "unknown setting 'weights.lpips'; choose from cmmd_clip, "),
+        ("weights.lpips=a.pth", "unknown setting 'weights.lpips'; choose from bert_tokenizer, "),
         ("tracker.name=mlflow", "tracker.name must be 'wandb' or 'none', got 'mlflow'."),
         ("search_spaces.dimensions.keep.high=1.2", "keep ratios need 0 < low < high <= 1"),
         ("study.name=${nothing}", "the settings do not compose (Interpolation key 'nothing' not found); "),

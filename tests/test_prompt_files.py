@@ -69,6 +69,7 @@ def test_a_folder_has_one_prompt_a_text_file_named_by_its_stem(tmp_path):
     written(tmp_path, "not a prompt", "README.md")
     expected = (TextPrompt("Another one.", "COCOval2014"), TextPrompt("A long paragraph.", "partiprompts7"))
     assert read_prompts(tmp_path).prompts == expected
+    assert [prompt.details["item_id"] for prompt in read_prompts(tmp_path).prompts] == ["COCOval2014", "partiprompts7"]
 
 
 @pytest.mark.parametrize(

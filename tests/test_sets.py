@@ -163,7 +163,7 @@ def test_a_folder_of_another_vision_transformer_gives_its_first_token(tmp_path) 
     config = Dinov2Config(hidden_size=24, num_hidden_layers=2, num_attention_heads=4, image_size=16, patch_size=4)
     model = Dinov2Model(config).eval()
     network = load_network(vision_folder(tmp_path, model), CPU)
-    images = torch.rand(2, 3, 20, 30)
+    images = torch.rand(2, 3, 20, 30).mul(255).round() / 255
     seen = (images[:, :, 2:18, 7:23] - torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1)) / torch.tensor([0.2, 0.3, 0.4]).view(
         3, 1, 1
     )

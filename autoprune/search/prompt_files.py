@@ -19,7 +19,8 @@ _SETTINGS = {"search": "quality.prompts", "held_out": "quality.held_out_prompts"
 class TextPrompt:
     """A prompt of a file; `label` is GenEval's tag or the stem of DPG-Bench's file, else empty.
 
-    `details` is the whole JSON object that the prompt came with, for metrics that check what it asks for; no part of identity.
+    `details` is the whole JSON object that the prompt came with, or `item_id` as DPG-Bench calls that stem, for metrics that
+    check what it asks for; no part of identity.
     """
 
     text: str
@@ -84,7 +85,8 @@ def read_prompts(source: Path) -> PromptFile:
 
 
 def _of_folder(folder: Path) -> Iterator[TextPrompt]:
-    return _filled(TextPrompt(_text(file), file.stem) for file in sorted(folder.glob("*.txt")))
+    files = sorted(folder.glob("*.txt"))
+    return _filled(TextPrompt(_text(file), file.stem, {"item_id": file.stem}) for file in files)
 
 
 def _of_file(file: Path) -> Iterator[TextPrompt]:

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from autoprune.backbones import Backbone
 from autoprune.measure.device import one_blas_thread
+from autoprune.measure.metrics.geneval import GenEval
+from autoprune.measure.metrics.geneval_rules import read_tasks
 from autoprune.search.prompt_files import PromptFile, TextPrompt
 from autoprune.search.settings import QualitySettings, StudySettings
 from autoprune.testbed.captions import Prompt, prompt_set
@@ -85,10 +87,15 @@ def held_out_texts(settings: StudySettings) -> list[str]:
 
 
 def check_prompts(settings: StudySettings, backbone: Backbone) -> None:
-    """Encodes every prompt of a study, so that the UserError for one the backbone cannot read comes before any work."""
+    """Encodes every prompt of a study, so that the UserError for one the backbone cannot read, or that GenEval cannot judge
+    where its metric is asked for, comes before any work.
+    """
     quality = make_quality(settings.quality, settings.prompts)
     for split, count in settings.quality.counts.items():
-        check_texts(quality.texts(quality.prompts(split, count)), backbone, batch=settings.latency.batch)
+        prompts = quality.prompts(split, count)
+        check_texts(quality.texts(prompts), backbone, batch=settings.latency.batch)
+        if split == "held_out" and GenEval.info.name in settings.quality.metrics:
+            read_tasks(quality.details(prompts), quality.texts(prompts))
 
 
 @torch.inference_mode()

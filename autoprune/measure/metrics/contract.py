@@ -16,11 +16,14 @@ KINDS = ("paired", "absolute", "set")
 
 @dataclass(frozen=True)
 class WeightNeed:
-    """One local file or folder that a metric reads: its key in the `weights` map, what it is, and where it is published."""
+    """One local file or folder that a metric reads: its key in the `weights` map, what it is, where it is published, and
+    whether the metric can do without.
+    """
 
     key: str
     what: str
     source: str
+    optional: bool = False
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from torch.nn import functional
 from autoprune.errors import UserError
 
 FILE = "preprocessor_config.json"
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,8 @@ class PictureInput:
 
     resize: int
     crop: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[float, ...] = CLIP_MEAN
+    std: tuple[float, ...] = CLIP_STD
 
     @staticmethod
     def read(folder: Path) -> "PictureInput":
@@ -38,15 +40,26 @@ class PictureInput:
             raise UserError(f"{rule}, got {error!r} from {str(folder)!r}; copy the published folder.") from None
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Returns images [B, 3, H, W] in [0, 1] as the model reads them, float32 [B, 3, crop, crop]."""
-        height, width = images.shape[2:]
-        factor = self.resize / min(height, width)
-        size = (round(height * factor), round(width * factor))
-        resized = functional.interpolate(images.float(), size, mode="bicubic", antialias=True).clamp(0, 1)
-        top, left = ((side - self.crop) // 2 for side in size)
+        """Returns images [B, 3, H, W] in [0, 1] as the model reads them, float32 [B, 3, crop, crop].
+
+        They pass through 8 bits before, between and after resizing columns and rows, as they do in Pillow.
+        """
+        height, width = (side * self.resize // min(images.shape[2:]) for side in images.shape[2:])
+        wide = eight_bits(_resized(eight_bits(images), (images.shape[2], width)))
+        resized = eight_bits(_resized(wide, (height, width)))
+        top, left = (height - self.crop) // 2, (width - self.crop) // 2
         middle = resized[..., top : top + self.crop, left : left + self.crop]
         mean, std = (torch.tensor(values, device=images.device).view(-1, 1, 1) for values in (self.mean, self.std))
         return (middle - mean) / std
+
+
+def eight_bits(images: Tensor) -> Tensor:
+    """Returns images in [0, 1] as an 8-bit file would keep them, float32."""
+    return images.float().clamp(0, 1).mul(255).round() / 255
+
+
+def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
+    return functional.interpolate(images, size, mode="bicubic", antialias=True)
 
 
 def _side(size: int | dict[str, int]) -> int:

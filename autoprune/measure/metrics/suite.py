@@ -9,6 +9,7 @@ import torch
 from autoprune.errors import UserError, unknown_name
 from autoprune.measure.metrics import METRICS
 from autoprune.measure.metrics.contract import ImageBatch, MetricContext
+from autoprune.measure.metrics.external import External
 from autoprune.measure.metrics.summary import MetricValue, of_images, of_sets
 
 Found = Mapping[str, np.ndarray]
@@ -21,7 +22,10 @@ def check_metrics(names: Iterable[str], weights: Mapping[str, Path]) -> None:
         if name not in METRICS:
             raise unknown_name("metric", name, METRICS)
         for need in METRICS[name].info.needs:
-            context.path(name, need)
+            if not need.optional or need.key in weights:
+                context.path(name, need)
+        if METRICS[name] is External:
+            External(context)  # what else it needs, only its recipe says
 
 
 def check_size(names: Iterable[str], side: int) -> None:
@@ -58,4 +62,6 @@ class MetricSuite:
         if metric.info.kind == "paired":
             return of_images(metric.info, own, None)
         beside = np.concatenate([batch[name] for batch in dense])
+        if isinstance(metric, External):
+            own, beside = np.split(metric.resolved(np.concatenate([own, beside])), [len(own)])
         return of_sets(metric, own, beside) if metric.info.kind == "set" else of_images(metric.info, own, beside)

@@ -37,15 +37,17 @@ class MetricValue:
 
 
 def of_images(info: MetricInfo, values: np.ndarray, dense: np.ndarray | None) -> MetricValue | None:
-    """Returns the summary of numbers [n] or [n, 1 + K] of images; `dense` are those of the dense images, None of pairs.
+    """Returns the summary of numbers [n] or [n, 1 + K] of images; `dense` are the dense images', None of pairs.
 
     Images that a metric gave no number (NaN) are left out, with their dense ones; None where nothing is left.
     """
     values = values.reshape(len(values), -1)
+    dense = None if dense is None else dense.reshape(len(dense), -1)[:, 0]
     known = np.isfinite(values[:, 0]) & (True if dense is None else np.isfinite(dense))
     if not known.any():
         return None
     own, parts = values[known, 0], tuple(values[known, 1:].mean(axis=0).tolist())
+    parts = parts if np.isfinite(parts).all() else ()
     if dense is None:
         return MetricValue(float(own.mean()), bootstrap_interval(own), len(own), parts=parts)
     beside = dense[known]
