@@ -14,7 +14,7 @@ from autoprune.arguments import Answer, run_command
 from autoprune.backbones import Backbone, LoadArguments, Sampling
 from autoprune.errors import UserError
 from autoprune.measure.device import device_conditions
-from autoprune.measure.quality import IDENTICAL_PSNR
+from autoprune.measure.metrics.similarity import IDENTICAL_PSNR
 from autoprune.measure.reproduction import Agreement, Estimate, agreement
 from autoprune.policy import Policy
 from autoprune.policy_text import QUANTITIES, estimate_text, place_text
