@@ -25,7 +25,7 @@ class ReportFiles:
     """The files a finished study is shown by; paths of what was written."""
 
     pareto_image: Path
-    pareto_page: Path
+    page: Path
     dimensions_image: Path
     picture_grids: tuple[Path, ...] = ()
     policies: tuple[Path, ...] = ()
@@ -122,7 +122,7 @@ class WandbTracker(NullTracker):
         shown: dict[str, object] = {f"pictures/{path.stem}": wandb.Image(str(path)) for path in files.picture_grids}
         shown["pareto"] = wandb.Image(str(files.pareto_image))
         shown["dimensions"] = wandb.Image(str(files.dimensions_image))
-        shown["pareto_page"] = wandb.Html(files.pareto_page.read_text(), inject=False)
+        shown["report"] = wandb.Html(files.page.read_text(), inject=False)
         self._started().log(shown)
         for path in files.policies:
             artifact = wandb.Artifact(f"{self._directory.name}-{path.stem}", type="autoprune-policy")
