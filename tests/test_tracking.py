@@ -7,7 +7,8 @@ import wandb
 from example_study import study_result
 from wandb_file import history, records
 
-from autoprune.search.plots import save_pareto_image, save_pareto_page
+from autoprune.search.plots import save_pareto_image
+from autoprune.search.report_page import PageDetails, save_report_page
 from autoprune.search.tracking import NullTracker, ReportFiles, WandbTracker
 
 
@@ -24,7 +25,7 @@ def record(tracker: NullTracker, folder: Path) -> None:
     files = ReportFiles(
         pareto_image=save_pareto_image(result, folder / "pareto.png"),
         dimensions_image=folder / "pareto.png",
-        pareto_page=save_pareto_page(result, folder / "pareto.html"),
+        page=save_report_page(result, PageDetails({}, {}), folder / "report.html"),
         picture_grids=(folder / "pareto.png",),
         policies=tuple(member.policy_path for member in result.front if member.policy_path),
     )
@@ -45,7 +46,7 @@ def test_without_a_key_the_run_is_offline_and_holds_trials_table_pictures_and_po
     assert [row["_step"] for row in rows if "trial/feasible" in row] == list(range(11))
     assert rows[6]["trial/speed_up"] == 1.83
     assert {row["trials.nrows"] for row in rows if "trials.nrows" in row} == {11}
-    assert {"pareto.path", "pareto_page.path", "pictures/pareto.path"} <= rows[-1].keys()
+    assert {"pareto.path", "report.path", "pictures/pareto.path"} <= rows[-1].keys()
     artifacts = [entry.artifact for entry in found if entry.WhichOneof("record_type") == "artifact"]
     assert sum(artifact.type == "autoprune-policy" for artifact in artifacts) == 4
 

@@ -49,14 +49,14 @@ function ticks(low, high, most) {
 
 // Returns an SVG with grid and axes, and `place` from values to pixels. `range` is [left, right, bottom, top].
 function chart(host, height, range, names) {
-  const width = host.clientWidth - 16;
+  const width = Math.max(200, host.clientWidth - 16);
   const box = { left: 50, right: width - 12, top: 26, bottom: height - 40 };
   const place = {
     x: (value) => box.left + ((value - range[0]) / (range[1] - range[0])) * (box.right - box.left),
     y: (value) => box.bottom - ((value - range[2]) / (range[3] - range[2])) * (box.bottom - box.top),
   };
   const svg = draw("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": names.title });
-  for (const tick of ticks(range[0], range[1], width / 90)) {
+  for (const tick of ticks(range[0], range[1], Math.max(2, width / 90))) {
     svg.append(draw("line", { class: "grid", x1: place.x(tick), x2: place.x(tick), y1: box.top, y2: box.bottom }));
     svg.append(draw("text", { class: "axis", x: place.x(tick), y: box.bottom + 16, "text-anchor": "middle" }, tick + names.unit));
   }
@@ -116,7 +116,7 @@ function placeLabels({ svg, width, height }, marks) {
       && !taken.some((other) => l < other[2] && r > other[0] && t < other[3] && b > other[1]));
     if (!box) continue;
     taken.push(box);
-    svg.append(draw("text", { class: `label ${point.kind}`, x: box[0], y: box[3] - 4, fill: "currentColor", stroke: "none" }, point.label));
+    svg.append(draw("text", { class: `label ${point.kind}`, x: box[0], y: box[3] - 4 }, point.label));
   }
 }
 
@@ -256,7 +256,7 @@ function drawHistory() {
   svg.append(draw("path", { class: "line", d: steps.join("") }));
   if (presets) {
     svg.append(draw("path", { class: "line presets", d: `M${box.left} ${place.y(presets)}H${box.right}` }));
-    svg.append(draw("text", { class: "label preset", x: box.right, y: place.y(presets) + 16, "text-anchor": "end", fill: "currentColor" }, `presets alone ${presets.toFixed(3)}`));
+    svg.append(draw("text", { class: "label preset", x: box.right, y: place.y(presets) + 16, "text-anchor": "end" }, `presets alone ${presets.toFixed(3)}`));
   }
   const text = `after trial ${last}: ${values[values.length - 1].toFixed(3)}`;
   svg.append(draw("text", { class: "label front-point", x: box.right, y: place.y(values[values.length - 1]) - 8, "text-anchor": "end" }, text));
