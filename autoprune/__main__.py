@@ -90,12 +90,17 @@ def _search(run: "RunSettings") -> None:
 
 
 def _tracker(run: "RunSettings") -> "NullTracker":
+    from autoprune.search.background import BackgroundTracker
     from autoprune.search.tracking import NullTracker, WandbTracker
 
     if run.tracker.name == "none":
         return NullTracker()
     project, folder = run.tracker.project or "autoprune", run.study.folder
-    return WandbTracker(folder, project=project, settings=run.composed, say=lambda line: print(line, file=sys.stderr))
+    return BackgroundTracker(WandbTracker(folder, project=project, settings=run.composed, say=_say), say=_say)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 if __name__ == "__main__":

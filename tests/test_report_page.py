@@ -19,7 +19,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from autoprune.measure.latency import LatencyTable, plan_keys
 from autoprune.pruning.plan import compile_plan
 from autoprune.search.records import DimensionRow, StudyResult
-from autoprune.search.report_page import PageDetails, Pictures, save_report_page
+from autoprune.search.report_page import PageDetails, Pictures, save_report_page, scale_times
 
 HOSTILE = "</script><img src=x onerror=\"document.title='taken'\"> a ring & <b>cross</b>"
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
@@ -54,7 +54,7 @@ def details(result: StudyResult) -> PageDetails:
     return PageDetails(
         {"device": "2-core test CPU", "search prompts": f"48 from {HOSTILE}"},
         {"Search again": "python -m autoprune study.name='x y'"},
-        table,
+        scale_times(result, table),
         Pictures([HOSTILE, "a red circle"], dense, policies),
     )
 
@@ -121,7 +121,10 @@ def test_a_clicked_point_shows_its_policy_and_its_pictures(browser, page):
     numbers = {row.split("\n")[0]: row for row in texts(browser, "#chosen tr")}
     assert any("score drop" in row and "+3.0 [+1.0, +5.0]" in row for row in numbers)
     assert any("loss" in row and "0.2200" in row and "0.2250" in row for row in numbers), "search and held-out loss"
-    assert [image.get_attribute("alt") for image in find(browser, ".wall .policy")] == [f"policy: {HOSTILE}", "policy: a red circle"]
+    assert [image.get_attribute("alt") for image in find(browser, ".wall .policy")] == [
+        f"policy: {HOSTILE}",
+        "policy: a red circle",
+    ]
     marks["8"].click()
     assert texts(browser, "#chosen h3") == ["sampler, trial 8"] and not find(browser, ".wall")
     assert not complaints(browser) and requests(browser) <= {"file", "data"} and browser.title != "taken"

@@ -22,7 +22,7 @@ from autoprune.search.picture_grid import save_picture_grid
 from autoprune.search.plots import save_pareto_image
 from autoprune.search.quality import make_quality
 from autoprune.search.records import StudyResult
-from autoprune.search.report_page import PageDetails, Pictures, save_report_page
+from autoprune.search.report_page import PageDetails, Pictures, save_report_page, scale_times
 from autoprune.search.settings import StudySettings
 from autoprune.search.study import TABLE_FILE
 from autoprune.search.tables import relative
@@ -43,6 +43,7 @@ def write_report(result: StudyResult, backbone: Backbone, settings: StudySetting
         dimensions_image=save_dimension_plot(result.dimensions, result.directory / "dimensions.png"),
         picture_grids=_picture_grids(result, pictures),
         policies=tuple(member.policy_path for member in result.front if member.policy_path),
+        scale_times=scale_times(result, _table(result)),
     )
 
 
@@ -50,7 +51,9 @@ def write_page(
     result: StudyResult, backbone: Backbone, settings: StudySettings, *, command: str, pictures: Pictures | None = None
 ) -> Path:
     """Writes report.html, also for a study that was stopped after its first trial, and returns its path."""
-    details = PageDetails(_conditions(result, backbone, settings), _commands(result, command), _table(result), pictures)
+    details = PageDetails(
+        _conditions(result, backbone, settings), _commands(result, command), scale_times(result, _table(result)), pictures
+    )
     return save_report_page(result, details, result.directory / "report.html")
 
 
@@ -108,7 +111,9 @@ def _prompts(settings: StudySettings, split: str, seed: int) -> str:
     quality = make_quality(settings.quality, settings.prompts)
     texts = quality.texts(quality.prompts(split, settings.quality.counts[split]))
     digest = hashlib.sha256("\n".join(texts).encode(errors="replace")).hexdigest()
-    return f"{len(texts)} from {settings.prompts.source if settings.prompts else 'rendered scenes'}, seed {seed}, sha256 {digest}"
+    return (
+        f"{len(texts)} from {settings.prompts.source if settings.prompts else 'rendered scenes'}, seed {seed}, sha256 {digest}"
+    )
 
 
 def _states(result: StudyResult) -> dict[str, int]:

@@ -7,7 +7,7 @@ import base64
 import io
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
@@ -43,15 +43,28 @@ class Pictures:
 
 
 @dataclass(frozen=True)
+class ScaleTimes:
+    """What a policy's scales take by the table of a study: `parts` are (label, index or -1, seconds, spread), in order; none
+    where they depend on the data."""
+
+    name: str
+    parts: tuple[tuple[str, int, float, float], ...]
+
+    def rows(self) -> Iterator[tuple[str, float, float]]:
+        """Yields (label, milliseconds, spread)."""
+        return ((label, 1e3 * seconds, 1e3 * spread) for label, _, seconds, spread in self.parts)
+
+
+@dataclass(frozen=True)
 class PageDetails:
     """What the page says besides the result: under which conditions it was measured, commands by what they are for.
 
-    `table` gives the times of single scales; None leaves them out, as `pictures` does.
+    `times` are those of single scales, which may be left out, as `pictures` may.
     """
 
     conditions: Mapping[str, str]
     commands: Mapping[str, str]
-    table: LatencyTable | None = None
+    times: tuple[ScaleTimes, ...] = ()
     pictures: Pictures | None = None
 
 
@@ -66,7 +79,7 @@ def save_report_page(result: StudyResult, details: PageDetails, path: Path) -> P
         "front": _front(list(points.values())),
         "history": _history(result),
         "dimensions": [vars(row) for row in result.dimensions],
-        "times": _times(result, details.table),
+        "times": [_bars(each) for each in details.times],
         "pictures": details.pictures and _pictures(details.pictures),
         "conditions": dict(details.conditions),
         "commands": dict(details.commands),
@@ -148,24 +161,32 @@ def _history(result: StudyResult) -> dict[str, object]:
     }
 
 
-def _times(result: StudyResult, table: LatencyTable | None) -> list[dict[str, object]]:
-    """Returns milliseconds by scale of dense and every tier; without parts what depends on the data or never ran."""
+def scale_times(result: StudyResult, table: LatencyTable | None) -> tuple[ScaleTimes, ...]:
+    """Returns the times by scale of dense and every tier, nothing without a table."""
     if table is None:
-        return []
+        return ()
     points = study_points(result)
     dense = [(DENSE, point.trial.policy) for point in points if point.kind == DENSE]
     tiers = [(point.label, point.trial.policy) for point in points if point.kind == FRONT and point.tiers]
-    return [{"name": name, "parts": _parts(policy, table)} for name, policy in dense + tiers]
+    return tuple(ScaleTimes(name, _parts(policy, table)) for name, policy in dense + tiers)
 
 
-def _parts(policy: Policy, table: LatencyTable) -> list[dict[str, object]]:
+def _parts(policy: Policy, table: LatencyTable) -> tuple[tuple[str, int, float, float], ...]:
     plan = compile_plan(policy, policy.scale_schedule, policy.depth)
     times = None if policy.adaptive else table.parts(plan_keys(plan))
     if times is None:
-        return []
+        return ()
     labels = [f"scale {scale.index} ({scale.grid[1]}x{scale.grid[2]})" for scale in plan.scales]
-    spans = zip([*labels, "text and decoding"], [*(scale.index for scale in plan.scales), -1], times, strict=True)
-    return [{"label": label, "scale": scale, "ms": 1e3 * each, "spread": 1e3 * spread} for label, scale, (each, spread) in spans]
+    numbers = [*(scale.index for scale in plan.scales), -1]
+    return tuple(
+        (label, number, *each) for label, number, each in zip([*labels, "text and decoding"], numbers, times, strict=True)
+    )
+
+
+def _bars(times: ScaleTimes) -> dict[str, object]:
+    keys = ("label", "scale", "ms", "spread")
+    parts = ((label, scale, 1e3 * seconds, 1e3 * spread) for label, scale, seconds, spread in times.parts)
+    return {"name": times.name, "parts": [dict(zip(keys, part, strict=True)) for part in parts]}
 
 
 def _pictures(pictures: Pictures) -> dict[str, object]:
