@@ -122,12 +122,14 @@ def test_ctrl_c_keeps_the_trials_and_the_same_command_goes_on(tmp_path):
         search.send_signal(signal.SIGINT)
         error = search.communicate(timeout=120)[1]
     assert search.returncode == 130 and "the same command goes on from here" in error
-    before = trials.read_text().splitlines()[1]
+    before, page = trials.read_text().splitlines()[1], trials.parent / "report.html"
+    assert "This study was stopped" in page.read_text()
     done = run("autoprune", *SMALL, f"study.dir={tmp_path}", "study.name=study", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert trials.read_text().splitlines()[1] == before and rows(trials) == 6
-    for name in ("front.json", "pareto.png", "pareto.html", "dimensions.png"):
+    for name in ("front.json", "pareto.png", "report.html", "dimensions.png"):
         assert (trials.parent / name).stat().st_size > 0
+    assert "This study was stopped" not in page.read_text() and "python -m autoprune experiment=smoke" in page.read_text()
 
 
 def rows(path: Path) -> int:

@@ -23,7 +23,7 @@ LEVELS |= {
     "search": 5,
 }
 LEVELS |= dict.fromkeys(("generate", "bench", "calibrate", "calibrate_proxy", "compare", "production", "verify", "__main__"), 5)
-SEARCH_PACKAGES = ("optuna", "hydra", "omegaconf", "wandb", "torchmetrics", "pydantic", "plotly", "rich", "PIL", "matplotlib")
+SEARCH_PACKAGES = ("optuna", "hydra", "omegaconf", "wandb", "torchmetrics", "pydantic", "rich", "PIL", "matplotlib")
 SEARCH_PACKAGES += ("sklearn", "scipy", "threadpoolctl", "transformers")
 
 

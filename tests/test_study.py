@@ -330,7 +330,7 @@ def test_own_prompts_go_through_a_whole_study_without_scores(tmp_path: Path, bac
     metrics = document["members"][-1]["held_out"]["metrics"]
     assert policy.measured["metrics"] == metrics and list(metrics) == ["psnr", "ssim", "tokens"] and metrics["ssim"]["n"] == 3
     assert "a loss (1 - SSIM to dense) of at most 1," in policy.provenance["rule"] and "score" not in policy.provenance["rule"]
-    files = write_report(again, backbone, config)
+    files = write_report(again, backbone, config, command="python -m autoprune")
     assert len(files.picture_grids) == len({member.tier for member in again.front if member.tier})
     text = io.StringIO()
     Console(file=text, width=110).print(result_table(again), *metric_tables(again))

@@ -24,7 +24,7 @@ from autoprune.search.journal import StudyJournal
 from autoprune.search.neighbour import unseen_neighbour
 from autoprune.search.progress import NullProgress
 from autoprune.search.quality import check_prompts
-from autoprune.search.records import Measurement, StudyResult, TrialRecord
+from autoprune.search.records import DimensionRow, Measurement, StudyResult, TrialRecord
 from autoprune.search.sampler import make_sampler
 from autoprune.search.settings import StudySettings
 from autoprune.search.space import Preset, SearchSpace, space_for
@@ -131,9 +131,7 @@ class _Study:
         self.result = validate_front(
             self.result, settings=self.settings, folder=self.folder, evaluator=self.evaluator, step=self._validation_step
         )
-        vectors = self.journal.vectors(trial.number for trial in self.trials)
-        used = [(vectors[trial.number], trial) for trial in self.trials if trial.number in vectors]
-        self.result = replace(self.result, dimensions=tuple(dimension_rows(self.space, used)))
+        self.result = replace(self.result, dimensions=self._dimensions())
         return self.saved()
 
     def saved(self) -> StudyResult:
@@ -254,10 +252,20 @@ class _Study:
         if self.tracker_broken:
             return
         try:
-            self.tracker.trial_done(record, best_speed_up=best)
+            self.tracker.trial_done(record, trials=self.trials, dimensions=self._dimensions_so_far())
         except Exception as error:  # a tracker error never loses a trial
             self.tracker_broken = True
             _LOG.warning("tracker: %s: %s; the study goes on without it.", type(error).__name__, error)
+
+    def _dimensions_so_far(self) -> tuple[DimensionRow, ...]:
+        """Returns the dimensions now and then, as often as the tracker wants them."""
+        every = self.tracker.tables_every
+        return self._dimensions() if every and len(self.trials) % every == 0 else ()
+
+    def _dimensions(self) -> tuple[DimensionRow, ...]:
+        vectors = self.journal.vectors(trial.number for trial in self.trials)
+        used = [(vectors[trial.number], trial) for trial in self.trials if trial.number in vectors]
+        return tuple(dimension_rows(self.space, used))
 
     def _sources(self) -> set[str]:
         return {trial.source for trial in self.trials}
