@@ -25,6 +25,7 @@ from autoprune.search.records import StudyResult
 from autoprune.search.report_page import PageDetails, Pictures, save_report_page
 from autoprune.search.settings import StudySettings
 from autoprune.search.study import TABLE_FILE
+from autoprune.search.study_points import study_points
 from autoprune.search.tables import relative
 from autoprune.search.tracking import ReportFiles
 
@@ -108,7 +109,8 @@ def _prompts(settings: StudySettings, split: str, seed: int) -> str:
     quality = make_quality(settings.quality, settings.prompts)
     texts = quality.texts(quality.prompts(split, settings.quality.counts[split]))
     digest = hashlib.sha256("\n".join(texts).encode(errors="replace")).hexdigest()
-    return f"{len(texts)} from {settings.prompts.source if settings.prompts else 'rendered scenes'}, seed {seed}, sha256 {digest}"
+    source = settings.prompts.source if settings.prompts else "rendered scenes"
+    return f"{len(texts)} from {source}, seed {seed}, sha256 {digest}"
 
 
 def _states(result: StudyResult) -> dict[str, int]:
@@ -119,9 +121,9 @@ def _states(result: StudyResult) -> dict[str, int]:
 def _commands(result: StudyResult, command: str) -> dict[str, str]:
     folder = shlex.quote(relative(result.directory))
     commands = {"Search again, or go on with a stopped search (set study.name for a new one)": command}
-    for member in (member for member in result.front if member.policy_path):
-        use = f'python -m autoprune.generate policy={folder}/policies/{member.tier}.json prompt="..."'
-        commands[f"An image with {member.tier}, and its speed-up here"] = use
+    for point in (point for point in study_points(result) if point.tiers):
+        use = f'python -m autoprune.generate policy={folder}/policies/{point.tiers[-1]}.json prompt="..."'
+        commands[f"An image with {point.label}, and its speed-up here"] = use
     if len(commands) > 1:
         commands["Times of all tiers here"] = f"python -m autoprune.bench policies={folder}/policies"
     return commands | {"Watch its trials (pip install optuna-dashboard)": f"optuna-dashboard {folder}/study.journal"}

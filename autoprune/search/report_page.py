@@ -57,13 +57,13 @@ class PageDetails:
 
 def save_report_page(result: StudyResult, details: PageDetails, path: Path) -> Path:
     """Writes the page, of a stopped study with what its search had measured, and returns its path."""
-    points = {point.trial.number: point for point in study_points(result)}  # of a preset on the front the later one
+    points = {point.trial.number: point for point in study_points(result)}  # a preset of the front is one of the front
     document = {
         "title": study_title(result),
         "status": _status(result),
         "stopped": result.interrupted,
         "findings": findings(result),
-        "front": _front(list(points.values())),
+        "front": _front(sorted(points.values(), key=lambda point: (KINDS.index(point.kind), point.measured.speed_up))),
         "history": _history(result),
         "dimensions": [vars(row) for row in result.dimensions],
         "times": _times(result, details.table),
@@ -164,8 +164,8 @@ def _parts(policy: Policy, table: LatencyTable) -> list[dict[str, object]]:
     if times is None:
         return []
     labels = [f"scale {scale.index} ({scale.grid[1]}x{scale.grid[2]})" for scale in plan.scales]
-    spans = zip([*labels, "text and decoding"], [*(scale.index for scale in plan.scales), -1], times, strict=True)
-    return [{"label": label, "scale": scale, "ms": 1e3 * each, "spread": 1e3 * spread} for label, scale, (each, spread) in spans]
+    rows = zip([*labels, "text and decoding"], [*(scale.index for scale in plan.scales), -1], times, strict=True)
+    return [{"label": label, "scale": scale, "ms": 1e3 * time, "spread": 1e3 * spread} for label, scale, (time, spread) in rows]
 
 
 def _pictures(pictures: Pictures) -> dict[str, object]:
