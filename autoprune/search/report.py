@@ -61,7 +61,7 @@ def _pictures(result: StudyResult, backbone: Backbone, settings: StudySettings) 
     if not tiers:
         return None
     quality, count = make_quality(settings.quality, settings.prompts), min(PICTURES, settings.quality.held_out_prompts)
-    texts, (seed, *_) = quality.texts(quality.prompts("held_out", count)), [each.held_out.seed for each in tiers.values()]
+    texts, seed = quality.texts(quality.prompts("held_out", count)), result.front[0].held_out.seed
 
     def drawn(policy: Policy | None) -> Tensor:
         parts = []
