@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -73,11 +74,13 @@ def test_png_is_read_back_by_another_library(command):
         (["policy=FILE", "prompt=circle", "output=/dev/null/x.png", "runs=1"], "output '/dev/null/x.png' cannot be written"),
         (["policy=TRUNCATED", "prompt=circle"], "TRUNCATED is not complete JSON"),
         (["policy=EDITED", "prompt=circle"], "EDITED was edited or damaged"),
+        (["policy=NOTHING", "prompt=circle"], "a policy must change something on its schedule, 'none' runs every token of "),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(command, policy_file, capsys, arguments, sentence):
     text = policy_file.read_text()
     files = {"FILE": text, "TRUNCATED": text[: len(text) // 2], "EDITED": text.replace('"skip_last": 1', '"skip_last": 2')}
+    files["NOTHING"] = replace(Policy.load(policy_file), skip_last=0, name="none").to_json()
     for name, content in files.items():
         policy_file.with_name(name).write_text(content)
         arguments = [argument.replace(f"policy={name}", f"policy={policy_file.with_name(name)}") for argument in arguments]

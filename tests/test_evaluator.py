@@ -9,6 +9,7 @@ import torch
 from autoprune.backbones import load_backbone
 from autoprune.policy import BranchRule, Policy, ScalePruning
 from autoprune.search.evaluator import GenerationEvaluator
+from autoprune.search.records import Measurement
 from autoprune.search.settings import LatencySettings, QualitySettings, StudySettings
 from autoprune.search.space_file import read_space
 
@@ -104,6 +105,12 @@ def test_validation_measures_on_other_prompts_and_seeds_in_real_interleaved_runs
     measured = evaluator.validate({"p": pruned, "q": policy_for(backbone)}, step=lambda: not steps.append(1))
     assert len(steps) == evaluator.validation_steps() == 2
     assert measured["p"].latency_source == "measured" and measured["p"].prompts == 3 and measured["q"].loss < 1e-6
+    low, high = measured["p"].loss_interval
+    assert low < measured["p"].loss < high and measured["q"].loss_interval[1] < 1e-6
+    low, high = measured["p"].speed_up_interval
+    assert 0 < low <= measured["p"].speed_up <= high and searched.speed_up_interval is None
+    lost, gained = measured["p"].score_flips
+    assert (lost - gained) / 3 == pytest.approx(measured["p"].score_drop)
     assert measured["p"].seed != searched.seed and measured["p"].loss != searched.loss
     estimate = evaluator.estimated_latency(pruned) / evaluator.estimated_latency(policy_for(backbone))
     assert 0 < estimate < 1
@@ -114,3 +121,27 @@ def test_measured_latency_is_not_called_an_estimate(backbone) -> None:  # noqa: 
     evaluator.dense()
     evaluation = evaluator.evaluate(policy_for(backbone, skip_last=1), stop=never)
     assert evaluation.measurement.latency_source == "measured" and evaluator.estimated_latency(policy_for(backbone)) is None
+
+
+def test_comparing_beside_the_next_generation_changes_no_measurement(backbone) -> None:  # noqa: ANN001
+    pruned = policy_for(backbone, scales={6: ScalePruning(0.5, 5)}, guidance=BranchRule("cond", 5))
+    adaptive = policy_for(backbone, guidance=BranchRule("adaptive", 4, threshold=1e9))
+    found = []
+    for overlaps in (False, True):
+        evaluator = GenerationEvaluator(backbone, settings(), overlaps=overlaps)
+        evaluator.dense()
+        measured = [evaluator.evaluate(policy, stop=never) for policy in (pruned, adaptive)]
+        found.append([timeless(entry) for each in measured for entry in (each.first, each.measurement)])
+    assert found[0] == found[1]
+
+
+def timeless(measurement: Measurement) -> Measurement:
+    return replace(measurement, latency=0.0, latency_spread=0.0, dense_latency=0.0, speed_up=0.0)
+
+
+def test_an_error_beside_the_next_generation_is_raised_by_the_trial(backbone) -> None:  # noqa: ANN001
+    evaluator = GenerationEvaluator(backbone, settings(), overlaps=True)
+    evaluator.dense()
+    evaluator._batches[1] = replace(evaluator._batches[1], images=torch.zeros(2, 3, 5, 5))
+    with pytest.raises(RuntimeError, match="shape"):
+        evaluator.evaluate(policy_for(backbone, skip_last=1), stop=never)

@@ -18,6 +18,7 @@ def measured(latency: float, loss: float) -> Measurement:
         speed_up=1 / latency,
         loss=loss,
         score_drop_interval=(0.0, 0.0),
+        loss_interval=(loss, loss),
         prompts=8,
         seed=0,
         batch=8,

@@ -11,13 +11,14 @@ from example_study import policy, study_result
 from PIL import Image
 from rich.console import Console
 
+from autoprune.policy_text import schedule_lines
 from autoprune.rules import BranchRule, KeyRule, ScalePruning, StopRule
 from autoprune.search.picture_grid import save_picture_grid
 from autoprune.search.plots import save_pareto_image
 from autoprune.search.progress import RichProgress
 from autoprune.search.report_page import PageDetails, save_report_page
 from autoprune.search.study_points import CONTROL, DENSE, FRONT, PRESET, REJECTED, TRIAL, study_points
-from autoprune.search.tables import result_table, schedule_lines
+from autoprune.search.tables import result_table
 
 LABELS = {"dense", "fastvar", "fastvar-hart", "fastvar-hart-random", "lossless, high", "balanced", "fast"}
 

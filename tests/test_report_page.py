@@ -15,6 +15,7 @@ from selenium.webdriver import Chrome, ChromeOptions, Keys
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.wait import WebDriverWait
 
 from autoprune.measure.latency import LatencyTable, plan_keys
 from autoprune.pruning.plan import compile_plan
@@ -61,7 +62,9 @@ def details(result: StudyResult) -> PageDetails:
 
 def example(folder: Path) -> StudyResult:
     rows = (DimensionRow("skip_last", 4, 0.7, 0.1, 0.3), DimensionRow("keep_6", 6, 0.2, 0.6, 0.05))
-    return replace(study_result(folder), dimensions=rows)
+    result = study_result(folder)
+    front = [replace(each, held_out=replace(each.held_out, loss_interval=(0.2, 0.25))) for each in result.front]
+    return replace(result, front=tuple(front), dimensions=rows)
 
 
 def opened(browser: Chrome, page: Path, *, width: int = 1280, height: int = 900, scheme: str = "light") -> None:
@@ -119,7 +122,9 @@ def test_a_clicked_point_shows_its_policy_and_its_pictures(browser, page):
     ]
     numbers = texts(browser, "#chosen tr")
     assert any("score drop" in row and "+3.0 [+1.0, +5.0]" in row for row in numbers)
-    assert any("loss" in row and "0.2200" in row and "0.2250" in row for row in numbers), "search and held-out loss"
+    assert any("loss" in row and "0.2200" in row and "0.2250 [0.2000, 0.2500]" in row for row in numbers), (
+        "search and held-out loss"
+    )
     alternatives = [image.get_attribute("alt") for image in find(browser, ".wall .policy")]
     assert alternatives == [f"policy: {HOSTILE}", "policy: a red circle"]
     marks["8"].click()
@@ -176,8 +181,9 @@ def test_times_importances_conditions_and_commands_are_there(browser, page):
     assert texts(browser, "#dimensions td") == ["30.0 %", "70.0 %", "10.0 %", "5.0 %", "20.0 %", "60.0 %"]
     assert f"48 from {HOSTILE}" in texts(browser, "#conditions dd")
     assert texts(browser, "#commands code") == ["python -m autoprune study.name='x y'"]
-    find(browser, "#commands button")[0].click()
-    assert texts(browser, "#commands button")[0] in ("Copied", "Selected")
+    (copy,) = find(browser, "#commands button")
+    copy.click()
+    WebDriverWait(browser, 10).until(lambda _: copy.text in ("Copied", "Selected"))
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

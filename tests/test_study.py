@@ -19,7 +19,7 @@ from rich.console import Console
 from autoprune.backbones import load_backbone
 from autoprune.errors import UserError
 from autoprune.policy import Policy, token_count
-from autoprune.search.evaluator import Evaluation, Stop
+from autoprune.search.evaluation import Evaluation, Stop
 from autoprune.search.progress import NullProgress
 from autoprune.search.prompt_files import read_prompts
 from autoprune.search.records import Measurement, StudyResult, TrialRecord
@@ -74,6 +74,7 @@ class FormulaEvaluator:
             score=1 - drop,
             score_drop=drop,
             score_drop_interval=(drop - 0.03, drop + 0.03),
+            loss_interval=(loss - 0.004, loss + 0.004),
             peak_memory_mb=100.0,
             prompts=prompts,
             seed=0,
@@ -266,6 +267,9 @@ def test_exported_numbers_are_held_out_ones_and_every_file_reads_back(tmp_path: 
         assert policy.key() == member.trial.policy.key() and policy.tier == tier
         assert policy.measured["split"] == "held_out" and policy.measured["seed"] == 7
         assert policy.measured["latency_source"] == "measured" and policy.measured["device"] == "cpu"
+        assert policy.measured["loss_interval"][1] == pytest.approx(policy.measured["loss"] + 0.004)
+        validated = {entry.trial.number for entry in (*result.front, *result.rejected)}
+        assert policy.measured["holm"]["members"] == len(validated) and policy.measured["holm"]["promise_p"] <= 0.05
         assert policy.measured["table_error"] == pytest.approx(0.1) and "fastest validated policy" in policy.provenance["rule"]
         assert policy.provenance["trial"] == member.trial.number and policy.provenance["space"] == "fastvar"
     assert result.table_error == pytest.approx(0.1)
@@ -273,6 +277,7 @@ def test_exported_numbers_are_held_out_ones_and_every_file_reads_back(tmp_path: 
     assert "fastvar" in result.presets and not any("random" in name for name in result.presets)
     document = json.loads((tmp_path / "study" / "front.json").read_text())
     assert document["validated"] and len(document["members"]) == len(result.front)
+    assert all((member["holm"]["promise_p"] is None) == (not member["tier"]) for member in document["members"])
     rows = list(csv.DictReader((tmp_path / "study" / "trials.csv").open()))
     assert [int(row["number"]) for row in rows] == [trial.number for trial in result.trials]
     assert float(rows[3]["loss"]) == result.trials[3].measurement.loss
@@ -327,7 +332,7 @@ def test_own_prompts_go_through_a_whole_study_without_scores(tmp_path: Path, bac
     assert len(files.picture_grids) == len({member.tier for member in again.front if member.tier})
     text = io.StringIO()
     Console(file=text, width=110).print(result_table(again))
-    assert re.search(r"fast +\d\.\d\dx +0\.\d{3} +- +\d+ MB", text.getvalue())
+    assert re.search(r"fast +\d\.\d\dx ± \d\.\d\d +0\.\d{3} ± 0\.\d{3} +- +\d+ MB +<\.001", text.getvalue())
 
 
 def test_a_folder_of_other_prompts_is_refused(tmp_path: Path, backbone) -> None:  # noqa: ANN001

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from autoprune.backbones.decoding import DecodePlan, Decoding, decode, decode_plan
 from autoprune.backbones.family import Features, Schedule, Tokenizer, Transformer
 from autoprune.errors import UserError
 
@@ -88,6 +89,7 @@ class Backbone:
     sampling: Sampling
     schedule_for: Callable[[float], Schedule]
     revision: str = ""
+    decoding: Decoding = Decoding()
 
     @property
     def depth(self) -> int:
@@ -127,4 +129,8 @@ class Backbone:
 
     def decode(self, latent: Tensor) -> Tensor:
         """Decodes latents [B, d, H, W] to float32 images [B, 3, h, w] in [0, 1]."""
-        return (self.tokenizer.decode(latent) + 1) / 2
+        return (decode(self.tokenizer, latent, self.decoding) + 1) / 2
+
+    def decode_plan(self, latent: Tensor) -> DecodePlan:
+        """Returns how `decode` would run now: whole, in slices of samples or in strips of rows, compiled or not."""
+        return decode_plan(self.tokenizer, latent, self.decoding)

@@ -1,14 +1,16 @@
 """Every backbone by name, and how it is loaded."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from autoprune.backbones.allocator import keep_freed_memory
 from autoprune.backbones.backbone import Backbone
+from autoprune.backbones.decoding import Decoding
 from autoprune.backbones.embedded import embedded_backbone
+from autoprune.backbones.linear import pack_linears
 from autoprune.backbones.official import RELEASED
 from autoprune.backbones.released import Target, TextOptions, random_backbone, released_backbone
 from autoprune.errors import UserError, unknown_name
@@ -30,8 +32,8 @@ def load_backbone(
     `weights` is the folder with the released files, or "random" for the true shapes with seeded random values; of `tiny` a
     safetensors file, None for the one shipped in the package. `dtype` is the precision of the blocks: "auto" takes bfloat16
     where the device computes it natively. `text` says where a text encoder is: its folder, or more options. On CPUs the
-    process keeps freed memory from then on (backbones/allocator.py). Raises UserError for an unknown name or dtype and for
-    files that do not fit.
+    process keeps freed memory from then on (backbones/allocator.py), and a small model its weights twice (linear.py).
+    Raises UserError for an unknown name or dtype and for files that do not fit.
     """
     if name not in BACKBONES:
         raise unknown_name("backbone", name, BACKBONES)
@@ -39,6 +41,33 @@ def load_backbone(
     target = Target(place, _compute_dtype(dtype, place))
     if place.type == "cpu":
         keep_freed_memory()
+    options = text if isinstance(text, TextOptions) else TextOptions(folder=text or None)
+    backbone = _built(name, weights, target, options)
+    pack_linears(backbone.model)
+    return backbone
+
+
+@dataclass(frozen=True)
+class LoadArguments:
+    """What every command takes to load a backbone; `text` is the folder of a text encoder, `decode_memory_mb` and `compiler`
+    are those of backbones/decoding.py."""
+
+    backbone: str = "tiny"
+    weights: str | None = None
+    text: str = ""
+    dtype: str = "auto"
+    device: str | None = None
+    decode_memory_mb: int = 0
+    compiler: str = "auto"
+
+    def load(self) -> Backbone:
+        """Returns the loaded backbone. Raises UserError."""
+        decoding = Decoding(self.decode_memory_mb, self.compiler)
+        backbone = load_backbone(self.backbone, weights=self.weights, device=self.device, dtype=self.dtype, text=self.text)
+        return replace(backbone, decoding=decoding)
+
+
+def _built(name: str, weights: str | Path | None, target: Target, text: TextOptions) -> Backbone:
     if name == "tiny":
         return embedded_backbone(name, weights, target)
     spec = RELEASED[name]
@@ -49,23 +78,7 @@ def load_backbone(
         raise UserError(
             f"backbone {name} needs weights=DIR with {wanted} from {spec.files.source}; weights=random gives its shapes."
         )
-    options = text if isinstance(text, TextOptions) else TextOptions(folder=text or None)
-    return released_backbone(name, spec, Path(weights), target, options)
-
-
-@dataclass(frozen=True)
-class LoadArguments:
-    """What every command takes to load a backbone; `text` is the folder of a text encoder."""
-
-    backbone: str = "tiny"
-    weights: str | None = None
-    text: str = ""
-    dtype: str = "auto"
-    device: str | None = None
-
-    def load(self) -> Backbone:
-        """Returns the loaded backbone. Raises UserError."""
-        return load_backbone(self.backbone, weights=self.weights, device=self.device, dtype=self.dtype, text=self.text)
+    return released_backbone(name, spec, Path(weights), target, text)
 
 
 def _device(name: str | torch.device | None) -> torch.device:

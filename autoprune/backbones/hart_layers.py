@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from autoprune.backbones.layers import SCALE_LIMIT
+from autoprune.backbones.linear import linear
 from autoprune.policy import Grid
 
 BASE = 10000.0
@@ -67,14 +68,14 @@ class LlamaAttention(nn.Module):
     def forward(self, x: Tensor, rotation: Tensor, attention: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
         """x [R, L, C]; `rotation` [2, R, 1, L, D]; `attention` gets q, k, v [R, H, L, D] and adds the earlier keys."""
         bias = torch.cat((self.q_bias, self.zero_k_bias, self.v_bias))
-        qkv = functional.linear(x, self.qkv_proj.weight, bias).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        qkv = linear(x, self.qkv_proj, bias).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         if self.normed:
             q, k = rotate_halves(functional.normalize(qkv[:2], dim=-1, eps=1e-12), rotation)
             q = q * self.scale_mul_1H11.clamp_max(SCALE_LIMIT).exp()
         else:
             q, k = rotate_halves(qkv[:2], rotation)
             q = q * self.scale
-        return self.proj(attention(q, k, qkv[2]).transpose(1, 2).flatten(2))
+        return linear(attention(q, k, qkv[2]).transpose(1, 2).flatten(2), self.proj)
 
 
 class LlamaFeedForward(nn.Module):
@@ -88,4 +89,4 @@ class LlamaFeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[R, L, C] -> [R, L, C]."""
-        return self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
+        return linear(functional.silu(linear(x, self.gate_proj)) * linear(x, self.up_proj), self.down_proj)

@@ -39,11 +39,11 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, rotation: Tensor | None, attention: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
         """x [R, L, C]; `rotation` [2, (R, 1,) L, D] or None; `attention` gets q, k, v [R, H, L, D], adds the earlier keys."""
         bias = torch.cat((self.q_bias, self.zero_k_bias, self.v_bias))
-        qkv = linear(x, self.mat_qkv.weight, bias).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        qkv = linear(x, self.mat_qkv, bias).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         normalised = functional.normalize(qkv[:2], dim=-1, eps=1e-12)
         q, k = normalised if rotation is None else rotate(normalised, rotation)
         q = q * self.scale_mul_1H11.clamp_max(SCALE_LIMIT).exp()
-        return linear(attention(q, k, qkv[2]).transpose(1, 2).flatten(2), self.proj.weight, self.proj.bias)
+        return linear(attention(q, k, qkv[2]).transpose(1, 2).flatten(2), self.proj)
 
 
 class CrossAttention(nn.Module):
@@ -61,13 +61,13 @@ class CrossAttention(nn.Module):
     def text_keys_values(self, text: Tensor) -> Tensor:
         """Projects the text once per generation: [R, T, C] -> [2, R, H, T, D]."""
         bias = torch.cat((self.zero_k_bias, self.v_bias))
-        return functional.linear(text, self.mat_kv.weight, bias).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return linear(text, self.mat_kv, bias).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
 
     def forward(self, x: Tensor, text: Tensor, mask: Tensor | None) -> Tensor:
         """x [R, L, C]; `text` from text_keys_values; `mask` hides padding, [R, 1, 1, T] or None."""
-        q = linear(x, self.mat_q.weight, self.mat_q.bias).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        q = linear(x, self.mat_q).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         out = attend(q, text[0], text[1], scale=q.shape[-1] ** -0.5, mask=mask)
-        return linear(out.transpose(1, 2).flatten(2), self.proj.weight, self.proj.bias)
+        return linear(out.transpose(1, 2).flatten(2), self.proj)
 
 
 class FeedForward(nn.Module):
@@ -80,7 +80,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[R, L, C] -> [R, L, C]."""
-        return linear(linear_gelu(x, self.fc1.weight, self.fc1.bias), self.fc2.weight, self.fc2.bias)
+        return linear(linear_gelu(x, self.fc1), self.fc2)
 
 
 class TextPool(nn.Module):

@@ -28,7 +28,6 @@ Bar = dict[str, object]
 Timings = Mapping[str, Timing]
 
 
-@torch.inference_mode()
 def measure_bars(case: BarsCase, *, device: torch.device, rounds: int) -> dict[str, Bar]:
     """Returns for each bar {value, bar, ok} and what it was made of; seconds are medians, values medians over rounds."""
     models = {dtype: random_infinity(case, device, dtype) for dtype in case.dtypes}
@@ -85,6 +84,7 @@ class _Rig:
         return text_flops(request.plan, shape, work) + sum(part.total for part in scale_flops(request.plan, shape, work))
 
 
+@torch.inference_mode()
 def _bars(rig: _Rig, rounds: int) -> dict[str, Bar]:
     case, last = rig.case, rig.case.dtypes[-1]
     policies = barred_policies(case)

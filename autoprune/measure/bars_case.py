@@ -8,6 +8,7 @@ import torch
 from autoprune.backbones import Backbone, Sampling
 from autoprune.backbones.bsq_tokenizer import BSQTokenizer, TokenizerConfig
 from autoprune.backbones.infinity import Infinity, TransformerConfig
+from autoprune.backbones.linear import pack_linears
 from autoprune.backbones.schedules import pixel_budget_schedules, scale_schedule
 from autoprune.backbones.text import TextFeatures
 from autoprune.generation import Request
@@ -94,6 +95,7 @@ def random_infinity(case: BarsCase, device: torch.device, dtype: torch.dtype) ->
         block.to(dtype)
     parts = [part.eval().requires_grad_(False) for part in (model, tokenizer)]
     tokenizer.decoder.to(memory_format=torch.channels_last)
+    pack_linears(model)
     return Backbone(NAME, *parts, None, Sampling(), pixel_budget_schedules(case.pixel_budget))
 
 

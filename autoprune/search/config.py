@@ -90,6 +90,7 @@ class _Study(_Strict):
     seed: int
     discard: bool
     shared_prefix_mb: int
+    shared_prefix_host_mb: int
 
 
 class _Composed(_Strict):
@@ -152,6 +153,7 @@ def read_settings(config: DictConfig) -> RunSettings:
         prompts=prompts,
         discard=valid.study.discard,
         shared_prefix_mb=valid.study.shared_prefix_mb,
+        shared_prefix_host_mb=valid.study.shared_prefix_host_mb,
     )
     return RunSettings(backbone=valid.backbone, study=study, tracker=valid.tracker, composed=composed)
 

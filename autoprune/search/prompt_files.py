@@ -49,7 +49,12 @@ class PromptFile:
 
     def sha256(self) -> str:
         """Returns what identifies the prompts, whatever their order, labels and file."""
-        return hashlib.sha256("\n".join(sorted(prompt.text for prompt in self.prompts)).encode(errors="replace")).hexdigest()
+        return texts_sha256(prompt.text for prompt in self.prompts)
+
+
+def texts_sha256(texts: Iterable[str]) -> str:
+    """Returns what identifies a set of prompts, whatever their order."""
+    return hashlib.sha256("\n".join(sorted(texts)).encode(errors="replace")).hexdigest()
 
 
 def read_prompts(source: Path) -> PromptFile:

@@ -18,7 +18,7 @@ from autoprune.testbed.score import score_images
 class Quality(Protocol):
     """Prompts of the two disjoint splits, and a score in [0, 1] per image (1 is right), None where nothing scores."""
 
-    def prompts(self, split: str, count: int) -> Sequence[object]: ...
+    def prompts(self, split: str, count: int, *, seed: int = 0) -> Sequence[object]: ...
 
     def texts(self, prompts: Sequence[object]) -> list[str]: ...
 
@@ -31,9 +31,9 @@ class SceneQuality:
     def __init__(self, settings: QualitySettings) -> None:
         self._threshold = settings.threshold
 
-    def prompts(self, split: str, count: int) -> list[Prompt]:
+    def prompts(self, split: str, count: int, *, seed: int = 0) -> list[Prompt]:
         """Returns `count` prompts of "search" or "held_out", balanced over tasks, the same at every call."""
-        return prompt_set(split, count)
+        return prompt_set(split, count, seed=seed)
 
     def texts(self, prompts: Sequence[Prompt]) -> list[str]:
         """Returns what the text encoder reads."""
@@ -51,9 +51,9 @@ class FidelityQuality:
     def __init__(self, prompts: PromptFile) -> None:
         self._prompts = prompts
 
-    def prompts(self, split: str, count: int) -> list[TextPrompt]:
+    def prompts(self, split: str, count: int, *, seed: int = 0) -> list[TextPrompt]:
         """Returns `count` prompts of "search" or "held_out", the same at every call. Raises UserError for too few."""
-        return self._prompts.take(split, count)
+        return self._prompts.take(split, count, seed=seed)
 
     def texts(self, prompts: Sequence[TextPrompt]) -> list[str]:
         """Returns what the text encoder reads."""
@@ -66,6 +66,12 @@ class FidelityQuality:
 def make_quality(settings: QualitySettings, prompts: PromptFile | None) -> Quality:
     """Returns the quality object: `fidelity` of the user's own prompts, `scenes` without any."""
     return SceneQuality(settings) if prompts is None else FidelityQuality(prompts)
+
+
+def held_out_texts(settings: StudySettings) -> list[str]:
+    """Returns the texts of a study's held-out prompts, in the order they are measured in."""
+    quality = make_quality(settings.quality, settings.prompts)
+    return quality.texts(quality.prompts("held_out", settings.quality.held_out_prompts))
 
 
 def check_prompts(settings: StudySettings, backbone: Backbone) -> None:

@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 
+from autoprune.measure.statistics import Interval
 from autoprune.policy import Policy
 
 STATES = ("complete", "discarded", "failed")
@@ -19,6 +21,10 @@ class Measurement:
     pruned scene score (positive is worse) with its 95 % interval. `latency_source` is `measured` for real interleaved
     runs and `table` for an estimate summed from per-scale times. `peak_memory_mb` is None where nothing limits it in trials,
     the score fields are None for prompts that nothing scores.
+
+    Intervals are 95 %: `loss_interval` of the mean loss over prompts, `speed_up_interval` of the speed-up over interleaved
+    rounds (None for estimates). `score_flips` counts prompts lost and gained where scores are right or wrong. All three are
+    None in records of studies from before they were measured.
     """
 
     latency: float
@@ -37,6 +43,9 @@ class Measurement:
     seed: int
     batch: int
     latency_source: str
+    loss_interval: Interval | None = None
+    speed_up_interval: Interval | None = None
+    score_flips: tuple[int, int] | None = None
 
     @property
     def scored(self) -> bool:
@@ -50,13 +59,12 @@ class Measurement:
 
     def to_plain(self) -> dict[str, object]:
         """Returns the fields as JSON values."""
-        return asdict(self) | {"score_drop_interval": self.score_drop_interval and list(self.score_drop_interval)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @staticmethod
     def from_plain(plain: Mapping[str, object]) -> "Measurement":
         """Reads what `to_plain` wrote."""
-        interval = plain["score_drop_interval"]
-        return Measurement(**(dict(plain) | {"score_drop_interval": interval and tuple(interval)}))
+        return Measurement(**{name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()})
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,8 @@ class TrialRecord:
     `source` is `preset:NAME` (a published setting; `preset:dense` is the reference), `control:NAME` (shown for
     comparison, never exported), `sampler`, `repeat` (a known policy asked again, told without a run) or `random` (a
     fresh point after repeats). `feasible` says whether every constraint holds. A `discarded` trial was stopped early:
-    its measurement covers only the first prompts.
+    its measurement covers only the first prompts. `seconds` pass from asking the sampler on, `sampler_seconds` in asking it
+    and in telling it of what came before.
     """
 
     number: int
@@ -77,6 +86,7 @@ class TrialRecord:
     state: str
     seconds: float
     note: str = ""
+    sampler_seconds: float = 0.0
 
     @property
     def preset(self) -> str:
@@ -91,12 +101,17 @@ class FrontMember:
 
     `tier` is one of TIERS, or empty for a member no tier selected; a member that several tiers selected appears once
     per tier. `policy_path` is the exported file, None without a tier.
+
+    Holm-adjusted p-values over all members looked at: `drop_p` of no score drop at all (two-sided; None without scores),
+    `promise_p` of a loss or drop beyond what the tier allows (one-sided; None without a tier).
     """
 
     trial: TrialRecord
     held_out: Measurement
     tier: str
     policy_path: Path | None
+    drop_p: float | None = None
+    promise_p: float | None = None
 
 
 @dataclass(frozen=True)
@@ -153,3 +168,9 @@ class StudyResult:
     interrupted: bool = False
     rivalry: Rivalry | None = None
     dimensions: tuple[DimensionRow, ...] = ()
+
+    @property
+    def sampler_share(self) -> float | None:
+        """Returns sampler seconds / seconds of searched trials, the median, None without such trials."""
+        searched = [trial for trial in self.trials if trial.source == "sampler" and trial.sampler_seconds > 0]
+        return median(trial.sampler_seconds / trial.seconds for trial in searched) if searched else None

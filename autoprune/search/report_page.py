@@ -18,7 +18,9 @@ from torch import Tensor
 
 from autoprune.files import write_whole
 from autoprune.measure.latency import LatencyTable, plan_keys
+from autoprune.measure.statistics import Interval
 from autoprune.policy import Policy
+from autoprune.policy_text import schedule_lines
 from autoprune.pruning.plan import compile_plan
 from autoprune.search.export import HYPERVOLUME_REFERENCE
 from autoprune.search.front import hypervolume, hypervolume_history, may_lead, objectives
@@ -26,7 +28,7 @@ from autoprune.search.picture_grid import GAIN, difference, picture
 from autoprune.search.plots import study_title
 from autoprune.search.records import Measurement, StudyResult
 from autoprune.search.study_points import DENSE, FRONT, KINDS, REJECTED, TOP, StudyPoint, study_points
-from autoprune.search.tables import drop_text, findings, relative, schedule_lines
+from autoprune.search.tables import drop_text, findings, relative
 
 LARGEST_SIDE = 256  # pixels; larger pictures are shrunk
 LOSSLESS_SIDE = 128  # up to which pictures are stored exactly, a few kB each
@@ -123,8 +125,8 @@ def _point(point: StudyPoint) -> dict[str, object]:
 
 def _numbers(measured: Measurement) -> dict[str, str]:
     texts = {
-        "speed-up": f"{measured.speed_up:.2f}x",
-        "loss (1 - SSIM)": f"{measured.loss:.4f}",
+        "speed-up [95 %]": f"{measured.speed_up:.2f}x{_interval(measured.speed_up_interval, digits=2)}",
+        "loss (1 - SSIM) [95 %]": f"{measured.loss:.4f}{_interval(measured.loss_interval, digits=4)}",
         "latency, a batch": f"{1000 * measured.latency:.1f} ms ± {1000 * measured.latency_spread:.1f}",
         "dense latency": f"{1000 * measured.dense_latency:.1f} ms",
         "timing": "interleaved runs" if measured.latency_source == "measured" else "sum of the table of scales",
@@ -136,6 +138,11 @@ def _numbers(measured: Measurement) -> dict[str, str]:
     if measured.peak_memory_mb is not None:
         texts["peak memory"] = f"{measured.peak_memory_mb:.0f} MB"
     return texts | {"prompts, seed": f"{measured.prompts}, {measured.seed}"}
+
+
+def _interval(interval: Interval | None, *, digits: int) -> str:
+    """Returns ` [low, high]`, nothing where it was not measured."""
+    return "" if interval is None else f" [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
 
 
 def _history(result: StudyResult) -> dict[str, object]:

@@ -104,8 +104,9 @@ class BudgetSettings:
 class StudySettings:
     """Everything a study needs besides the backbone. `directory`/`name` is the study folder.
 
-    `prompts` are the user's own, which the quality `fidelity` needs and no other one takes. Trials start where dense runs
-    of their prompts had got to; what that takes is at most `shared_prefix_mb`, 0 for none.
+    `prompts` are the user's own, which the quality `fidelity` needs and no other one takes. Trials start where earlier runs
+    of their prompts had got to; that takes at most `shared_prefix_mb`, 0 for none, and with CUDA `shared_prefix_host_mb` of
+    pinned memory beside them.
     """
 
     directory: Path
@@ -119,10 +120,12 @@ class StudySettings:
     prompts: PromptFile | None = None
     discard: bool = True
     shared_prefix_mb: int = 2048
+    shared_prefix_host_mb: int = 4096
 
     def __post_init__(self) -> None:
         self._check_prompts()
-        _at_least("study.shared_prefix_mb", self.shared_prefix_mb, 0)
+        for name in ("shared_prefix_mb", "shared_prefix_host_mb"):
+            _at_least(f"study.{name}", getattr(self, name), 0)
 
     @property
     def folder(self) -> Path:

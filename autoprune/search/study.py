@@ -10,12 +10,13 @@ from optuna.trial import Trial
 
 from autoprune.backbones import Backbone
 from autoprune.errors import UserError
-from autoprune.measure.device import device_identity
+from autoprune.measure.device import device_conditions, device_identity
 from autoprune.measure.latency import LatencyTable
 from autoprune.policy import fingerprint
 from autoprune.search.ablation import dimension_rows
 from autoprune.search.discard import constraint_values, discard_reason
-from autoprune.search.evaluator import Evaluation, Evaluator, GenerationEvaluator
+from autoprune.search.evaluation import Evaluation, Evaluator
+from autoprune.search.evaluator import GenerationEvaluator
 from autoprune.search.export import write_front, write_trials
 from autoprune.search.folder import StudyFolder
 from autoprune.search.front import search_front
@@ -55,7 +56,6 @@ def run_study(
     space = space_for(settings.space, backbone)
     presets = space.presets()
     _LOG.info("%s", " ".join(space.missing))
-    device = device_identity(backbone.device, backbone.dtype)
     identity = {
         "backbone": backbone.name,
         "sampling": backbone.sampling.identity(),
@@ -64,7 +64,7 @@ def run_study(
         "space": settings.space.name,
         "space_sha256": settings.space.sha256(),
         "calibration": space.calibration.digest() if space.calibration else "",
-        "device": device,
+        "device": device_identity(backbone.device, backbone.dtype),
         "settings": settings.measurement_identity(),
     }
     with StudyFolder(settings.folder, identity) as folder:
@@ -72,7 +72,8 @@ def run_study(
             saved = folder.read_json(TABLE_FILE)
             evaluator = GenerationEvaluator(backbone, settings, table=saved and LatencyTable.from_plain(saved))
         study = _Study(settings, folder=folder, space=space, evaluator=evaluator, observers=(tracker, progress))
-        study.result = replace(study.result, backbone=backbone.name, device=device)
+        conditions = device_conditions(backbone.device, backbone.dtype)
+        study.result = replace(study.result, backbone=backbone.name, device=conditions)
         try:
             study.search(presets)
             return study.validated()
@@ -100,8 +101,7 @@ class _Study:
         self.trials: list[TrialRecord] = []
         self.first: dict[int, Measurement] = {}
         self.known: dict[str, TrialRecord] = {}
-        self.repeats = self.failures = 0
-        self.tracker_broken = False
+        self.repeats, self.failures, self.tracker_broken = 0, 0, False
         self.result = StudyResult("", space.definition.name, {}, None, (), (), folder.path, {})
 
     def search(self, presets: tuple[Preset, ...]) -> None:
@@ -211,13 +211,15 @@ class _Study:
             feasible=max(constraint_values(evaluation.measurement, self.settings.quality).values()) <= 0,
             state="discarded" if evaluation.stopped else "complete",
             seconds=time.monotonic() - began,
+            sampler_seconds=self.journal.spent_sampling(),
             note=evaluation.stopped,
         )
 
     def _repeat(self, trial: Trial, record: TrialRecord, known: TrialRecord) -> None:
         """Tells what is known about a policy asked again, and queues an unseen neighbour of the front in its place."""
         source = record.source if record.preset else "repeat"
-        told = replace(known, number=record.number, source=source, seconds=0.0, note=f"same policy as trial {known.number}")
+        told = replace(known, number=record.number, source=source, seconds=0.0, sampler_seconds=0.0)
+        told = replace(told, note=f"same policy as trial {known.number}")
         constraints = constraint_values(known.measurement, self.settings.quality)
         self.journal.tell(trial, told, first=self.first[known.number], constraints=constraints)
         self._remember(told, self.first[known.number])
@@ -229,10 +231,9 @@ class _Study:
                 self.journal.enqueue(near, "neighbour")
 
     def _failed(self, trial: Trial, record: TrialRecord, error: Exception) -> None:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        record = replace(record, note=reason)
+        record = replace(record, note=f"{type(error).__name__}: {error}".splitlines()[0])
         self.journal.fail(trial, record)
-        _LOG.warning("trial %d failed (%s); the study goes on.", record.number, reason)
+        _LOG.warning("trial %d failed (%s); the study goes on.", record.number, record.note)
         self.failures += 1
         self._done(record, None)
         if self.failures >= MOST_FAILURES:

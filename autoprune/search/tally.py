@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autoprune.measure.statistics import paired_interval
+from autoprune.measure.statistics import paired_interval, score_flips
 
 DENSE = ""
 
@@ -32,14 +32,15 @@ def concatenated(parts: list[np.ndarray | None]) -> np.ndarray | None:
 
 
 def score_fields(dense: np.ndarray | None, score: np.ndarray | None) -> dict[str, object]:
-    """Returns the four score fields of a Measurement from paired scores [n]; each is None without scores."""
+    """Returns the score fields of a Measurement from paired scores [n]; each is None without scores."""
     if dense is None or score is None:
-        return dict.fromkeys(("score_dense", "score", "score_drop", "score_drop_interval"))
+        return dict.fromkeys(("score_dense", "score", "score_drop", "score_drop_interval", "score_flips"))
     return {
         "score_dense": float(dense.mean()),
         "score": float(score.mean()),
         "score_drop": float((dense - score).mean()),
         "score_drop_interval": paired_interval(dense, score),
+        "score_flips": score_flips(dense, score),
     }
 
 
