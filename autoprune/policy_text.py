@@ -78,6 +78,8 @@ def _measured_lines(measured: Mapping[str, object]) -> Iterator[str]:
     if "latency" in measured:
         milliseconds = " against dense ".join(f"{1000 * measured[name]:.0f} ms" for name in ("latency", "dense_latency"))
         yield f"{milliseconds}, batch {measured.get('batch')}"
+    if "planned_memory_mb" in measured:
+        yield f"memory by plan, weights included: {measured['planned_memory_mb']:.0f} MB"
     yield f"{measured.get('prompts')} {str(measured.get('split', '')).replace('_', '-')} prompts, seed {measured.get('seed')}"
     yield place_text(measured)
 

@@ -71,7 +71,9 @@ def test_without_scores_no_drop_is_shown(tmp_path):
     trials = tuple(
         replace(trial, measurement=trial.measurement and replace(trial.measurement, **none)) for trial in result.trials
     )
-    front = tuple(replace(member, held_out=replace(member.held_out, **none)) for member in result.front)
+    front = tuple(
+        replace(member, trial=trials[member.trial.number], held_out=replace(member.held_out, **none)) for member in result.front
+    )
     presets = {name: replace(measured, **none) for name, measured in result.presets.items()}
     bare = replace(result, dense=replace(result.dense, **none), trials=trials, front=front, presets=presets)
     page = save_report_page(bare, PageDetails({}, {}), tmp_path / "report.html").read_text()

@@ -103,6 +103,9 @@ class FormulaEvaluator:
     def validation_steps(self) -> int:
         return 1
 
+    def planned_memory(self, policy: Policy) -> float:
+        return 50.0
+
     def estimated_latency(self, policy: Policy) -> float | None:
         return self.measure(policy).latency * (1.1 if not policy.is_dense() else 1.0)
 

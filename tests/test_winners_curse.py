@@ -64,6 +64,9 @@ class World:
             found[key] = replace(measured, prompts=160, **score_fields(dense, scores[number]), **intervals)
         return found
 
+    def planned_memory(self, policy: Policy) -> float:
+        return 50.0
+
     def estimated_latency(self, policy: Policy) -> None:
         return None
 

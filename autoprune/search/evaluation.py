@@ -40,5 +40,8 @@ class Evaluator(Protocol):
     def estimated_latency(self, policy: Policy) -> float | None:
         """Returns the table's seconds per batch, None without a table or for unseen scales."""
 
+    def planned_memory(self, policy: Policy) -> float:
+        """Returns the MB that the loaded backbone and a batch of this policy take at their peak (measure/memory_plan.py)."""
+
     def state(self) -> dict[str, object]:
         """Returns, as JSON values, what a resumed study can reuse."""

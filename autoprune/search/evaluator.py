@@ -1,7 +1,7 @@
 """Measures policies of a study on a real backbone: same prompts and seeds for all, dense beside every candidate."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -13,6 +13,7 @@ from autoprune.backbones import Backbone, Sampling
 from autoprune.generation import Observer, generate
 from autoprune.measure.latency import LatencyTable, ScaleClock, Timing, interleaved, plan_keys, rest_key, timed
 from autoprune.measure.memory import PeakMemory
+from autoprune.measure.memory_plan import predicted_peak
 from autoprune.measure.metrics import METRICS, ImageBatch, MetricContext
 from autoprune.measure.metrics.suite import MetricSuite, check_size
 from autoprune.measure.metrics.tokens import TokenRecorder
@@ -82,7 +83,8 @@ class GenerationEvaluator:
     def evaluate(self, policy: Policy, *, stop: Stop) -> Evaluation:
         ran, compared = [], Comparisons(self._compare, device=self._backbone.device, beside=self._may_overlap(policy))
         self._asked = None
-        with self._memory_where_limited() as memory, compared:
+        limited = self._settings.quality.max_memory_mb is not None
+        with PeakMemory(self._backbone.device) if limited else nullcontext() as memory, compared:
             for number, batch in enumerate(self._batches):
                 images, keys = self._run(policy, batch.work, alone=not compared.busy)
                 compared.add(images, batch)
@@ -136,6 +138,11 @@ class GenerationEvaluator:
             return None
         estimate = self._table.total(plan_keys(self._plan(policy)))
         return estimate and estimate[0]
+
+    def planned_memory(self, policy: Policy) -> float:
+        texts = self._quality.texts(self._batches[0].work.prompts)
+        planned = predicted_peak(self._plan(policy), self._backbone, texts)
+        return (planned.weights + planned.above_loaded(self._backbone.device)) / 2**20
 
     def state(self) -> dict[str, object]:
         return self._table.to_plain() if self._table else {}
@@ -280,10 +287,6 @@ class GenerationEvaluator:
 
     def _sampling(self, work: Work) -> Sampling:
         return replace(self._backbone.sampling, first_sample=work.first_sample)
-
-    def _memory_where_limited(self) -> AbstractContextManager[PeakMemory | None]:
-        limited = self._settings.quality.max_memory_mb is not None
-        return PeakMemory(self._backbone.device) if limited else nullcontext()
 
     def _split(self, prompts: Sequence[object], seed: int) -> list[Work]:
         size = self._settings.latency.batch

@@ -1,6 +1,5 @@
 """What a finished study leaves to look at: the report page, the Pareto plot, bars of the dimensions, picture grids of tiers."""
 
-import hashlib
 import json
 import platform
 import shlex
@@ -13,18 +12,20 @@ from torch import Tensor
 
 from autoprune import __version__
 from autoprune.backbones import Backbone
-from autoprune.backbones.attention import attention_backend
 from autoprune.generation import generate
+from autoprune.measure.device import device_conditions
 from autoprune.measure.latency import LatencyTable
 from autoprune.policy import Policy
 from autoprune.search.dimension_plot import save_dimension_plot
 from autoprune.search.picture_grid import save_picture_grid
 from autoprune.search.plots import save_pareto_image
+from autoprune.search.prompt_files import texts_sha256
 from autoprune.search.quality import make_quality
 from autoprune.search.records import StudyResult
 from autoprune.search.report_page import PageDetails, Pictures, save_report_page, scale_times
 from autoprune.search.settings import StudySettings
 from autoprune.search.study import TABLE_FILE
+from autoprune.search.study_points import study_points
 from autoprune.search.tables import relative
 from autoprune.search.tracking import ReportFiles
 
@@ -63,7 +64,7 @@ def _pictures(result: StudyResult, backbone: Backbone, settings: StudySettings) 
     if not tiers:
         return None
     quality, count = make_quality(settings.quality, settings.prompts), min(PICTURES, settings.quality.held_out_prompts)
-    texts, (seed, *_) = quality.texts(quality.prompts("held_out", count)), [each.held_out.seed for each in tiers.values()]
+    texts, seed = quality.texts(quality.prompts("held_out", count)), result.front[0].held_out.seed
 
     def drawn(policy: Policy | None) -> Tensor:
         parts = []
@@ -90,8 +91,7 @@ def _conditions(result: StudyResult, backbone: Backbone, settings: StudySettings
     quality, budget = settings.quality, settings.budget
     limit = "loss" if settings.prompts else "score drop"
     return {
-        **{name.replace("_", " "): str(value) for name, value in result.device.items()},
-        "attention": attention_backend(torch.empty(0, device=backbone.device, dtype=backbone.dtype), None),
+        **{name.replace("_", " "): str(value) for name, value in device_conditions(backbone.device, backbone.dtype).items()},
         "python": platform.python_version(),
         "autoprune": __version__,
         "optuna": version("optuna"),
@@ -110,10 +110,8 @@ def _conditions(result: StudyResult, backbone: Backbone, settings: StudySettings
 def _prompts(settings: StudySettings, split: str, seed: int) -> str:
     quality = make_quality(settings.quality, settings.prompts)
     texts = quality.texts(quality.prompts(split, settings.quality.counts[split]))
-    digest = hashlib.sha256("\n".join(texts).encode(errors="replace")).hexdigest()
-    return (
-        f"{len(texts)} from {settings.prompts.source if settings.prompts else 'rendered scenes'}, seed {seed}, sha256 {digest}"
-    )
+    source = settings.prompts.source if settings.prompts else "rendered scenes"
+    return f"{len(texts)} from {source}, seed {seed}, sha256 {texts_sha256(texts)}"
 
 
 def _states(result: StudyResult) -> dict[str, int]:
@@ -124,11 +122,10 @@ def _states(result: StudyResult) -> dict[str, int]:
 def _commands(result: StudyResult, command: str) -> dict[str, str]:
     folder = shlex.quote(relative(result.directory))
     commands = {"Search again, or go on with a stopped search (set study.name for a new one)": command}
-    for member in (member for member in result.front if member.policy_path):
-        use = f'python -m autoprune.generate policy={folder}/policies/{member.tier}.json prompt="..."'
-        commands[f"An image with {member.tier}, and its speed-up here"] = use
-    if len(commands) > 1:
-        commands["Times of all tiers here"] = f"python -m autoprune.bench policies={folder}/policies"
+    for point in (point for point in study_points(result) if point.tiers):
+        file = f"{folder}/policies/{point.tiers[-1]}.json"
+        commands[f"Measure {point.label} here, beside the numbers of its file"] = f"python -m autoprune.verify policy={file}"
+        commands[f"An image with {point.label}"] = f'python -m autoprune.generate policy={file} prompt="..."'
     return commands | {"Watch its trials (pip install optuna-dashboard)": f"optuna-dashboard {folder}/study.journal"}
 
 

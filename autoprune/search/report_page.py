@@ -18,6 +18,7 @@ from torch import Tensor
 
 from autoprune.files import write_whole
 from autoprune.measure.latency import LatencyTable, plan_keys
+from autoprune.measure.statistics import Interval
 from autoprune.policy import Policy
 from autoprune.policy_text import schedule_lines
 from autoprune.pruning.plan import compile_plan
@@ -27,7 +28,7 @@ from autoprune.search.picture_grid import GAIN, difference, picture
 from autoprune.search.plots import study_title
 from autoprune.search.records import Measurement, StudyResult
 from autoprune.search.study_points import DENSE, FRONT, KINDS, REJECTED, TOP, StudyPoint, study_points
-from autoprune.search.tables import drop_text, findings, relative
+from autoprune.search.tables import drop_text, findings, metric_text, relative
 
 LARGEST_SIDE = 256  # pixels; larger pictures are shrunk
 LOSSLESS_SIDE = 128  # up to which pictures are stored exactly, a few kB each
@@ -71,13 +72,14 @@ class PageDetails:
 
 def save_report_page(result: StudyResult, details: PageDetails, path: Path) -> Path:
     """Writes the page, of a stopped study with what its search had measured, and returns its path."""
-    points = {point.trial.number: point for point in study_points(result)}  # of a preset on the front the later one
+    points = {point.trial.number: point for point in study_points(result)}  # a preset of the front is one of the front
     document = {
         "title": study_title(result),
         "status": _status(result),
         "stopped": result.interrupted,
+        "loss": result.loss_text,
         "findings": findings(result),
-        "front": _front(list(points.values())),
+        "front": _front(sorted(points.values(), key=_order), result.loss_text),
         "history": _history(result),
         "dimensions": [vars(row) for row in result.dimensions],
         "times": [_bars(each) for each in details.times],
@@ -105,18 +107,22 @@ def _status(result: StudyResult) -> str:
     return "Front and presets: held-out prompts and seeds, timed interleaved with dense. Other trials: prompts of the search."
 
 
-def _front(points: list[StudyPoint]) -> dict[str, object]:
+def _order(point: StudyPoint) -> tuple[int, float]:
+    return KINDS.index(point.kind), point.measured.speed_up
+
+
+def _front(points: list[StudyPoint], loss: str) -> dict[str, object]:
     """Returns the points in drawing order, and the corner beyond which rejected ones are drawn at the edge."""
     counting = [point.measured for point in points if point.kind != REJECTED]
     return {
         "kinds": {_SLUGS[kind]: kind for kind in KINDS if any(point.kind == kind for point in points)},
         "top": TOP * max(measured.loss for measured in counting) or 1.0,
         "right": max(measured.speed_up for measured in counting) * 1.08,
-        "points": [_point(point) for point in points],
+        "points": [_point(point, loss) for point in points],
     }
 
 
-def _point(point: StudyPoint) -> dict[str, object]:
+def _point(point: StudyPoint, loss: str) -> dict[str, object]:
     trial, tiers = point.trial, ", ".join(point.tiers)
     measured = {"search prompts": trial.measurement} | ({"held-out prompts": point.held_out} if point.held_out else {})
     label = " = ".join(filter(None, (tiers, trial.preset)))
@@ -130,15 +136,15 @@ def _point(point: StudyPoint) -> dict[str, object]:
         "tiers": point.tiers,
         "title": f"{label or trial.source}, trial {trial.number}",
         "lines": schedule_lines(trial.policy),
-        "numbers": {name: _numbers(numbers) for name, numbers in measured.items()},
+        "numbers": {name: _numbers(numbers, loss) for name, numbers in measured.items()},
         "note": trial.note,
     }
 
 
-def _numbers(measured: Measurement) -> dict[str, str]:
+def _numbers(measured: Measurement, loss: str) -> dict[str, str]:
     texts = {
-        "speed-up": f"{measured.speed_up:.2f}x",
-        "loss (1 - SSIM)": f"{measured.loss:.4f}",
+        "speed-up [95 %]": f"{measured.speed_up:.2f}x{_interval(measured.speed_up_interval, digits=2)}",
+        f"loss ({loss}) [95 %]": f"{measured.loss:.4f}{_interval(measured.loss_interval, digits=4)}",
         "latency, a batch": f"{1000 * measured.latency:.1f} ms ± {1000 * measured.latency_spread:.1f}",
         "dense latency": f"{1000 * measured.dense_latency:.1f} ms",
         "timing": "interleaved runs" if measured.latency_source == "measured" else "sum of the table of scales",
@@ -149,7 +155,13 @@ def _numbers(measured: Measurement) -> dict[str, str]:
         texts["score drop [95 %]"] = f"{drop_text(measured)} points"
     if measured.peak_memory_mb is not None:
         texts["peak memory"] = f"{measured.peak_memory_mb:.0f} MB"
+    texts |= {f"{name} [95 %]": metric_text(value) for name, value in measured.metrics.items()}
     return texts | {"prompts, seed": f"{measured.prompts}, {measured.seed}"}
+
+
+def _interval(interval: Interval | None, *, digits: int) -> str:
+    """Returns ` [low, high]`, nothing where it was not measured."""
+    return "" if interval is None else f" [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
 
 
 def _history(result: StudyResult) -> dict[str, object]:

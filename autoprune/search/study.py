@@ -14,6 +14,7 @@ from autoprune.measure.device import device_conditions, device_identity
 from autoprune.measure.latency import LatencyTable
 from autoprune.policy import fingerprint
 from autoprune.search.ablation import dimension_rows
+from autoprune.search.clock import StudyClock, ValidationCost
 from autoprune.search.discard import constraint_values, discard_reason
 from autoprune.search.evaluation import Evaluation, Evaluator
 from autoprune.search.evaluator import GenerationEvaluator
@@ -29,13 +30,11 @@ from autoprune.search.sampler import make_sampler
 from autoprune.search.settings import StudySettings
 from autoprune.search.space import Preset, SearchSpace, space_for
 from autoprune.search.tracking import NullTracker
-from autoprune.search.validation import REPORT_SECONDS, validate_front
+from autoprune.search.validation import validate_front
 
 _LOG = logging.getLogger("autoprune")
 MOST_REPEATS = 40
 MOST_FAILURES = 3
-RESERVE_SHARE = 0.45
-PRESETS_SHOWN = 8  # about as many presets are measured beside the front
 TABLE_FILE = "latency_table.json"
 
 
@@ -96,8 +95,7 @@ class _Study:
     ) -> None:
         self.settings, self.folder, self.space, self.evaluator = settings, folder, space, evaluator
         self.tracker, self.progress = observers
-        self.started = time.monotonic()
-        self.round_began = 0.0
+        self.clock = StudyClock(settings.budget)
         self.trials: list[TrialRecord] = []
         self.first: dict[int, Measurement] = {}
         self.known: dict[str, TrialRecord] = {}
@@ -126,7 +124,7 @@ class _Study:
     def validated(self) -> StudyResult:
         """Measures the front on held-out prompts and exports its tiers."""
         self.result = replace(self.result, trials=tuple(self.trials))
-        self.round_began = self._elapsed()
+        self.clock.start_round()
         self.progress.phase("held-out measurement", self.evaluator.validation_steps())
         self.result = validate_front(
             self.result, settings=self.settings, folder=self.folder, evaluator=self.evaluator, step=self._validation_step
@@ -274,35 +272,20 @@ class _Study:
         return sum(trial.source != "repeat" for trial in self.trials)
 
     def _within_budget(self) -> bool:
-        budget = self.settings.budget
-        if self._spent() >= budget.trials or self.repeats >= MOST_REPEATS:
+        if self._spent() >= self.settings.budget.trials or self.repeats >= MOST_REPEATS:
             return False
-        return budget.minutes is None or self._elapsed() + self._reserve() < 60 * budget.minutes
+        return self.clock.has_time(self._validation())
 
-    def _elapsed(self) -> float:
-        return time.monotonic() - self.started
-
-    def _reserve(self) -> float:
-        """Returns the seconds kept for validation and reports, a candidate taking two thirds of dense.
-
-        On a slow machine at most RESERVE_SHARE of the budget: validation then runs fewer rounds.
-        """
-        policies = self.settings.budget.front + PRESETS_SHOWN
-        rounds = self.evaluator.validation_steps() + 1
-        wanted = rounds * (1 + policies * 2 / 3) * self.result.dense.latency + REPORT_SECONDS
-        minutes = self.settings.budget.minutes
-        return wanted if minutes is None else min(wanted, RESERVE_SHARE * 60 * minutes)
+    def _validation(self) -> ValidationCost:
+        return ValidationCost(self.result.dense.latency, self.evaluator.validation_steps() + 1)
 
     def _validation_step(self) -> bool:
         """Counts a round of validation; returns whether the budget has time for another."""
         self.progress.step()
-        now, minutes = self._elapsed(), self.settings.budget.minutes
-        round_seconds, self.round_began = now - self.round_began, now
-        return minutes is None or now + round_seconds + REPORT_SECONDS < 60 * minutes
+        return self.clock.has_another_round()
 
     def _seconds_left(self) -> float:
         recent = [trial.seconds for trial in self.trials if trial.source != "repeat" and trial.preset != "dense"][-12:]
         mean = sum(recent) / len(recent) if recent else self.result.dense.latency
-        left = max(0, self.settings.budget.trials - self._spent()) * mean + self._reserve()
-        minutes = self.settings.budget.minutes
-        return left if minutes is None else max(0.0, min(left, 60 * minutes - self._elapsed()))
+        trials = max(0, self.settings.budget.trials - self._spent())
+        return self.clock.seconds_left(trials * mean, self._validation())

@@ -42,14 +42,15 @@ def study_points(result: StudyResult) -> list[StudyPoint]:
     A preset of the front is there twice, dense always once. Without a validated front that of the search takes its place.
     """
     validated = {member.trial.number: member.held_out for member in (*result.rejected, *result.front)}
-    leading = [] if result.front else search_front(result.trials)
-    points = [StudyPoint(SEARCH_FRONT, trial) for trial in reversed(leading)]
+    leading = [StudyPoint(SEARCH_FRONT, trial) for trial in reversed(search_front(result.trials))]
+    leading = list(_front(result.front)) or leading
+    members = {point.trial.number for point in leading}
+    points = []
     for trial in result.trials:
-        if trial.measurement is not None and trial.source != "repeat" and not (trial in leading and not trial.preset):
+        if trial.measurement is not None and trial.source != "repeat" and (trial.preset or trial.number not in members):
             held_out = result.presets.get(trial.preset, validated.get(trial.number)) if not trial.policy.is_dense() else None
             points.append(StudyPoint(_kind(trial), trial, held_out))
-    points += _front(result.front)
-    return sorted(points, key=lambda point: KINDS.index(point.kind))
+    return sorted([*points, *leading], key=lambda point: KINDS.index(point.kind))
 
 
 def _kind(trial: TrialRecord) -> str:

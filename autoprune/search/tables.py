@@ -56,7 +56,7 @@ def metric_tables(result: StudyResult) -> list[Table]:
         for name in shown:
             table.add_column(METRICS[name].info.label, justify="right", no_wrap=True)
         for row, measured in rows.items():
-            table.add_row(row, *(_metric(measured.metrics.get(name)) for name in shown))
+            table.add_row(row, *(metric_text(measured.metrics.get(name)) for name in shown))
         tables.append(table)
     return tables
 
@@ -118,7 +118,8 @@ def _p_text(p: float | None) -> str:
     return "<.001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
 
 
-def _metric(value: MetricValue | None) -> str:
+def metric_text(value: MetricValue | None) -> str:
+    """Returns a value and its 95 % interval, with signs where that is of the change from dense."""
     if value is None:
         return "-"
     form = "{:.4g} [{:.4g}, {:.4g}]" if value.change is None else "{:.4g} [{:+.3g}, {:+.3g}]"

@@ -38,7 +38,7 @@ def validate_front(
         return result
     measured = evaluator.validate(policies, step=step)
     held_out = {trial.number: measured[trial.policy.key()] for trial in chosen}
-    check = _TableCheck(evaluator, result.trials[0].policy)
+    check = _Estimates(evaluator, result.trials[0].policy)
     front = _exported(result, held_out, settings=settings, folder=folder, check=check)
     taken, rejected = {member.trial.number for member in front}, []
     for trial, drop in zip(chosen, drop_p(list(held_out.values())), strict=True):
@@ -58,7 +58,7 @@ def _exported(
     *,
     settings: StudySettings,
     folder: StudyFolder,
-    check: "_TableCheck",
+    check: "_Estimates",
 ) -> list[FrontMember]:
     """Writes the policy of every tier and returns them as members; `held_out` are the candidates by trial number."""
     trials = {trial.number: trial for trial in result.trials}
@@ -107,18 +107,19 @@ def _survives(trial: TrialRecord, held_out: Mapping[int, Measurement], settings:
     return trial.number in non_dominated(held_out, lambda number: objectives(held_out[number]))
 
 
-class _TableCheck:
-    """Compares the latency table's speed-up with the measured one; `largest` is the largest error so far."""
+class _Estimates:
+    """What is known of a policy without measuring it, and how far off it was; `largest` is the table's largest error so far."""
 
     def __init__(self, evaluator: Evaluator, dense: Policy) -> None:
         self._evaluator, self._dense = evaluator, dense
         self.largest: float | None = None
 
     def fields(self, policy: Policy, measured: Measurement) -> dict[str, float]:
-        """Returns the relative error of the estimated latency (relative to dense); nothing without a table."""
+        """Returns MB by plan, and the relative error of the estimated latency (relative to dense), if there is a table."""
+        planned = {"planned_memory_mb": self._evaluator.planned_memory(policy)}
         estimate, dense = self._evaluator.estimated_latency(policy), self._evaluator.estimated_latency(self._dense)
         if estimate is None or dense is None:
-            return {}
+            return planned
         error = abs(estimate / dense * measured.speed_up - 1)
         self.largest = max(error, self.largest or 0.0)
-        return {"table_error": error}
+        return {**planned, "table_error": error}

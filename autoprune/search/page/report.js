@@ -74,7 +74,7 @@ function drawFront() {
   const { top, right, kinds } = study.front;
   const left = Math.min(...points.map((point) => point.x), 1);
   const range = [left - 0.05 * (right - left), right, 0, top];
-  const names = { title: "Speed-up against loss, one mark a trial", unit: "x", x: "speed-up over dense", y: "loss (1 - SSIM to dense)" };
+  const names = { title: "Speed-up against loss, one mark a trial", unit: "x", x: "speed-up over dense", y: `loss (${study.loss} to dense)` };
   const drawn = chart(host, Math.min(500, Math.max(320, host.clientWidth * 0.62)), range, names);
   const { svg, place } = drawn;
   const marks = [];
@@ -104,18 +104,21 @@ function shape(point) {
   return SHAPES[name](RADIUS[point.kind]);
 }
 
-// Writes each label at the first place beside its point that covers no other label and no labelled point; else leaves it out.
+// Writes each label at the first place beside its point that covers no other label and no labelled point, those of tiers over
+// points where it must be; a label without a place is left out.
 function placeLabels({ svg, width, height }, marks) {
-  const labelled = marks.filter(({ point }) => point.label).reverse();
-  const taken = labelled.map(({ x, y }) => [x - 8, y - 8, x + 8, y + 8]);
+  const labelled = marks.filter(({ point }) => point.label).sort((one, other) => other.point.tiers.length - one.point.tiers.length);
+  const around = labelled.map(({ x, y }) => [x - 8, y - 8, x + 8, y + 8]);
+  const texts = [];
   for (const { point, x, y } of labelled) {
     const length = 7 * point.label.length;
     const tries = [[10, 16], [-10 - length, -8], [10, -8], [-10 - length, 16], [-length / 2, 24], [-length / 2, -14]];
-    const boxes = tries.map(([right, down]) => [x + right, y + down - 12, x + right + length, y + down + 4]);
-    const box = boxes.find(([l, t, r, b]) => l > 46 && r < width && t > 18 && b < height - 38
-      && !taken.some((other) => l < other[2] && r > other[0] && t < other[3] && b > other[1]));
+    const boxes = tries.map(([right, down]) => [x + right, y + down - 12, x + right + length, y + down + 4])
+      .filter(([l, t, r, b]) => l > 46 && r < width && t > 18 && b < height - 38);
+    const free = (taken) => boxes.find(([l, t, r, b]) => !taken.some((other) => l < other[2] && r > other[0] && t < other[3] && b > other[1]));
+    const box = free([...texts, ...around]) || (point.tiers.length ? free(texts) : null);
     if (!box) continue;
-    taken.push(box);
+    texts.push(box);
     svg.append(draw("text", { class: `label ${point.kind}`, x: box[0], y: box[3] - 4 }, point.label));
   }
 }
@@ -191,8 +194,8 @@ function markChosen() {
 
 function showChosen() {
   const splits = Object.keys(chosen.numbers);
-  const names = Object.keys(chosen.numbers[splits[0]]);
-  const rows = names.map((name) => [name, ...splits.map((split) => chosen.numbers[split][name] || "-")]);
+  const names = new Set(splits.flatMap((split) => Object.keys(chosen.numbers[split])));
+  const rows = [...names].map((name) => [name, ...splits.map((split) => chosen.numbers[split][name] || "-")]);
   byId("chosen").replaceChildren(
     make("h3", {}, chosen.title),
     make("ul", { class: "schedule" }, ...chosen.lines.map((line) => make("li", {}, line))),
@@ -297,7 +300,7 @@ function segment(part, longest, scales) {
 
 function drawDimensions() {
   const rank = (row) => Math.max(row.owed, row.latency, row.loss);
-  const rows = study.dimensions.filter((row) => rank(row) >= 0.001).sort((one, other) => rank(other) - rank(one));
+  const rows = study.dimensions.filter((row) => rank(row) >= 0.01).sort((one, other) => rank(other) - rank(one));
   byId("dimensions-section").hidden = !rows.length;
   const bar = (row, name) => {
     const filled = make("div", { class: `bar ${name}` });
@@ -305,7 +308,9 @@ function drawDimensions() {
     return make("div", {}, `${(100 * row[name]).toFixed(1)} %`, filled);
   };
   const cells = rows.map((row) => [`${row.name} (${row.used})`, ...["owed", "latency", "loss"].map((name) => bar(row, name))]);
-  byId("dimensions").replaceChildren(table(["dimension (trials using it)", "front owes", "latency", "loss"], cells));
+  const rest = study.dimensions.length - rows.length;
+  const note = rest ? [make("p", { class: "hint" }, `${rest} more below 1 % in all three.`)] : [];
+  byId("dimensions").replaceChildren(table(["dimension (trials using it)", "front owes", "latency", "loss"], cells), ...note);
 }
 
 function drawCommands() {
