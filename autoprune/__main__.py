@@ -62,22 +62,24 @@ def _search(run: "RunSettings") -> None:
     check_writable(run.study.folder, what="output folder", remedy="set study.dir to another")
     from rich.console import Console
 
+    from autoprune.search.fitting import fitted
     from autoprune.search.progress import RichProgress
     from autoprune.search.report import write_page, write_report
     from autoprune.search.study import run_study
     from autoprune.search.tables import findings, metric_tables, relative, result_table
 
     backbone = run.backbone.load()
+    settings = fitted(run.study, backbone)
     tracker, command = _tracker(run), shlex.join(["python", "-m", "autoprune", *sys.argv[1:]])
     try:
         with RichProgress() as progress:
-            result = run_study(run.study, backbone=backbone, tracker=tracker, progress=progress)
+            result = run_study(settings, backbone=backbone, tracker=tracker, progress=progress)
             if result.interrupted:
                 if result.trials and result.dense:
-                    write_page(result, backbone, run.study, command=command)
+                    write_page(result, backbone, settings, command=command)
                 raise KeyboardInterrupt
             progress.phase("plots and pictures", 1)
-            files = write_report(result, backbone, run.study, command=command)
+            files = write_report(result, backbone, settings, command=command)
             progress.step()
         tracker.finish(result, files)
     finally:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from autoprune.errors import UserError, unknown_name
 from autoprune.measure.metrics import METRICS
@@ -11,6 +12,7 @@ from autoprune.search.prompt_files import PromptFile
 from autoprune.search.space_file import SpaceDefinition
 
 QUALITIES = ("scenes", "fidelity")
+AUTO = "auto"
 SAMPLERS = ("gp", "tpe", "nsga2", "random")
 LATENCIES = ("table", "measured")
 
@@ -32,19 +34,21 @@ class SamplerSettings:
 class LatencySettings:
     """`measured` times every trial in `rounds` rounds interleaved with dense; `table` sums per-scale times.
 
-    `batch` is the number of prompts per generation, of quality runs too. Front members are always timed for real.
+    `batch` is the number of prompts per generation, of quality runs too; auto becomes a number before a study begins
+    (fitting.py). Front members are always timed for real.
     """
 
     name: str = "table"
-    batch: int = 16
+    batch: int | Literal["auto"] = 16
     rounds: int = 5
     warm_up: int = 1
 
     def __post_init__(self) -> None:
         if self.name not in LATENCIES:
             raise unknown_name("latency", self.name, LATENCIES)
-        for name in ("batch", "rounds"):
-            _at_least(f"latency.{name}", getattr(self, name), 1)
+        if self.batch != AUTO:
+            _at_least("latency.batch", self.batch, 1)
+        _at_least("latency.rounds", self.rounds, 1)
         _at_least("latency.warm_up", self.warm_up, 0)
 
 
