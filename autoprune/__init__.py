@@ -8,8 +8,9 @@ if TYPE_CHECKING:
     from autoprune.backbones.released import TextOptions
     from autoprune.backbones.wrapping import wrap
     from autoprune.errors import UserError
-    from autoprune.generation import Sampling, generate
+    from autoprune.generation import Sampling
     from autoprune.policy import Policy
+    from autoprune.production import generate
 
 __version__ = "0.1.0"
 __all__ = ["Policy", "Sampling", "TextOptions", "UserError", "generate", "load_backbone", "wrap"]
@@ -19,7 +20,7 @@ _HOME = {
     "Sampling": "autoprune.generation",
     "TextOptions": "autoprune.backbones.released",
     "UserError": "autoprune.errors",
-    "generate": "autoprune.generation",
+    "generate": "autoprune.production",
     "load_backbone": "autoprune.backbones",
     "wrap": "autoprune.backbones.wrapping",
 }

@@ -1,5 +1,6 @@
 """`python -m autoprune`: searches pruning schedules of a backbone and leaves plots and policy files in the study folder."""
 
+import shlex
 import sys
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -18,7 +19,6 @@ _SEARCH_EXTRA = (
     "torchmetrics",
     "wandb",
     "pydantic",
-    "plotly",
     "rich",
     "PIL",
     "matplotlib",
@@ -62,39 +62,49 @@ def _search(run: "RunSettings") -> None:
     check_writable(run.study.folder, what="output folder", remedy="set study.dir to another")
     from rich.console import Console
 
+    from autoprune.search.fitting import fitted
     from autoprune.search.progress import RichProgress
-    from autoprune.search.report import write_report
+    from autoprune.search.report import write_page, write_report
     from autoprune.search.study import run_study
-    from autoprune.search.tables import findings, relative, result_table
+    from autoprune.search.tables import findings, metric_tables, relative, result_table
 
     backbone = run.backbone.load()
-    tracker = _tracker(run)
+    settings = fitted(run.study, backbone)
+    tracker, command = _tracker(run), shlex.join(["python", "-m", "autoprune", *sys.argv[1:]])
     try:
         with RichProgress() as progress:
-            result = run_study(run.study, backbone=backbone, tracker=tracker, progress=progress)
+            result = run_study(settings, backbone=backbone, tracker=tracker, progress=progress)
             if result.interrupted:
+                if result.trials and result.dense:
+                    write_page(result, backbone, settings, command=command)
                 raise KeyboardInterrupt
             progress.phase("plots and pictures", 1)
-            files = write_report(result, backbone, run.study)
+            files = write_report(result, backbone, settings, command=command)
             progress.step()
         tracker.finish(result, files)
     finally:
         tracker.close()
     console = Console(width=None if sys.stdout.isatty() else 110)
     console.print(result_table(result))
+    for table in metric_tables(result):
+        console.print(table)
     for sentence in findings(result):
         console.print(sentence)
-    plot, pictures = relative(files.pareto_image), relative(result.directory / "pictures-*.png")
-    console.print(f"Pareto plot: {plot} (and .html); pictures: {pictures}")
+    console.print(f"report: {relative(files.page)}; Pareto plot: {relative(files.pareto_image)}")
 
 
 def _tracker(run: "RunSettings") -> "NullTracker":
+    from autoprune.search.background import BackgroundTracker
     from autoprune.search.tracking import NullTracker, WandbTracker
 
     if run.tracker.name == "none":
         return NullTracker()
     project, folder = run.tracker.project or "autoprune", run.study.folder
-    return WandbTracker(folder, project=project, settings=run.composed, say=lambda line: print(line, file=sys.stderr))
+    return BackgroundTracker(WandbTracker(folder, project=project, settings=run.composed, say=_say), say=_say)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 if __name__ == "__main__":

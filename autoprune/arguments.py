@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import TypeVar
 
 from autoprune.errors import UserError, unknown_name
@@ -10,16 +10,28 @@ from autoprune.errors import UserError, unknown_name
 Choices = TypeVar("Choices")
 
 
-def run_command(kind: type[Choices], arguments: Sequence[str], *, usage: str, command: Callable[[Choices], str]) -> int:
-    """Prints what `command` makes of the arguments; returns 0, 2 after bad input (one sentence), 130 after Ctrl-C."""
+@dataclass(frozen=True)
+class Answer:
+    """What a command prints and the code it exits with; a command that returns its text alone exits with 0."""
+
+    text: str
+    code: int = 0
+
+
+def run_command(
+    kind: type[Choices], arguments: Sequence[str], *, usage: str, command: Callable[[Choices], str | Answer]
+) -> int:
+    """Prints what `command` makes of the arguments; returns its code, 2 after bad input (one sentence), 130 after Ctrl-C."""
     try:
-        print(command(read_arguments(kind, arguments, usage=usage)))
+        answer = command(read_arguments(kind, arguments, usage=usage))
     except UserError as error:
         print(f"autoprune: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
-    return 0
+    answer = answer if isinstance(answer, Answer) else Answer(answer)
+    print(answer.text)
+    return answer.code
 
 
 def read_arguments(kind: type[Choices], arguments: Sequence[str], *, usage: str) -> Choices:

@@ -43,16 +43,17 @@ class Choices(LoadArguments):
     """The command line. `policies` is a policy file or a folder of them, timed beside the built-in probes.
 
     `suite` policies times whole generations of a backbone, overhead the selection and restoration of one large scale, loading
-    measures host memory while a synthetic sharded checkpoint of 1 GB is read, search compares samplers (a quarter of an hour),
+    measures host memory while a synthetic sharded checkpoint of 1 GB is read, search compares samplers (six minutes),
     scales reports FLOPs, time and memory of every scale (`presets=true`: of every preset too), memory compares predictions,
-    bars checks what the runtime must reach, at sizes of its own whatever `backbone` and `batch` say.
+    bars checks what runtime and search must reach, at sizes of its own whatever `backbone` and `batch` say (eight minutes). The
+    record goes to the file `json`.
     """
 
     batch: int = 16
     rounds: int = 9
     policies: str = ""
     presets: str = ""
-    output: str = "outputs/bench.json"
+    json: str = "outputs/bench.json"
     suite: str = "policies"
 
     def __post_init__(self) -> None:
@@ -86,6 +87,14 @@ def probe_policies(backbone: Backbone) -> dict[str, Policy]:
         "one branch at the last scale": base(guidance=BranchRule("cond", last)),
     }
     return probes | ({"last scale skipped": base(skip_last=1)} if backbone.skippable else {})
+
+
+def loaded_policies(source: str) -> dict[str, Policy]:
+    """Returns the policies of a file or folder by name, none for "". Raises UserError, also for one that changes nothing."""
+    policies = {file.stem: Policy.load(file) for file in policy_files(source)} if source else {}
+    for policy in policies.values():
+        policy.check_prunes()
+    return policies
 
 
 def bench_policies(backbone: Backbone, policies: dict[str, Policy], choices: Choices) -> dict[str, dict[str, float]]:
@@ -127,19 +136,18 @@ def _bench(choices: Choices) -> str:
     suites = {"policies": _policies, "overhead": _overhead, "loading": _loading, "search": _search}
     suites |= {"scales": _scales, "memory": _memory, "bars": _bars}
     record |= suites[choices.suite](choices)
-    path = Path(choices.output)
+    path = Path(choices.json)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(record, indent=1) + "\n")
     except OSError as error:
-        raise UserError(f"output {choices.output!r} cannot be written ({error.strerror}); choose another file.") from None
+        raise UserError(f"json {choices.json!r} cannot be written ({error.strerror}); choose another file.") from None
     return _table(record) + f"\nrecord: {path}"
 
 
 def _policies(choices: Choices) -> dict[str, object]:
     backbone = choices.load()
-    files = policy_files(choices.policies) if choices.policies else []
-    policies = probe_policies(backbone) | {file.stem: Policy.load(file) for file in files}
+    policies = probe_policies(backbone) | loaded_policies(choices.policies)
     return {
         "machine": device_identity(backbone.device, backbone.dtype),
         "backbone": {"name": backbone.name, "weights": backbone.revision, "scale_schedule": backbone.scale_schedule()},
@@ -177,7 +185,7 @@ def _search(choices: Choices) -> dict[str, object]:
 
     backbone, case = choices.load(), SamplerCase(batch=choices.batch)
     record = measure_samplers(backbone, case)
-    save_sampler_plot(record, Path(choices.output).with_suffix(".png"))
+    save_sampler_plot(record, Path(choices.json).with_suffix(".png"))
     return record | {
         "what": "hypervolume after each trial / that of all trials here, median over seeds",
         "machine": device_identity(backbone.device, backbone.dtype),
@@ -186,11 +194,10 @@ def _search(choices: Choices) -> dict[str, object]:
 
 
 def _scales(choices: Choices) -> dict[str, object]:
-    check_writable(Path(choices.output).parent, what="output", remedy="choose another file")
+    check_writable(Path(choices.json).parent, what="json", remedy="choose another file")
     backbone = choices.load()
-    files = policy_files(choices.policies) if choices.policies else []
     presets, left_out = _presets(backbone) if choices.presets == "true" else ({}, [])
-    policies = presets | {file.stem: Policy.load(file) for file in files}
+    policies = presets | loaded_policies(choices.policies)
     record = {
         "what": "2 FLOPs a multiply-accumulate, medians in milliseconds; share is achieved FLOP/s / the best matrix product's",
         "machine": device_identity(backbone.device, backbone.dtype),
@@ -200,7 +207,7 @@ def _scales(choices: Choices) -> dict[str, object]:
     try:
         from autoprune.search.scale_figure import save_scale_plot
 
-        save_scale_plot(record | {"batch": choices.batch, "rounds": choices.rounds}, Path(choices.output).with_suffix(".png"))
+        save_scale_plot(record | {"batch": choices.batch, "rounds": choices.rounds}, Path(choices.json).with_suffix(".png"))
     except ModuleNotFoundError as error:
         left_out.append(f'the plot is left out: it needs {error.name}; run: pip install "autoprune[search]".')
     return record | {"left_out": left_out}
@@ -232,17 +239,18 @@ def _memory(choices: Choices) -> dict[str, object]:
 
 
 def _bars(choices: Choices) -> dict[str, object]:
-    check_writable(Path(choices.output).parent, what="output", remedy="choose another file")
+    check_writable(Path(choices.json).parent, what="json", remedy="choose another file")
     backbone = load_backbone("tiny", device=choices.device, dtype=choices.dtype)
     device, dtype = backbone.device, backbone.dtype
     case = bars_case(device, dtype)
     bars, left_out = measure_bars(case, device=device, rounds=choices.rounds), []
     try:
+        from autoprune.search.sampler_bench import BARRED, SamplerCase, sampler_bars
         from autoprune.search.trial_bar import TrialCase, trial_bar
 
-        bars |= trial_bar(backbone, TrialCase())
+        bars |= trial_bar(backbone, TrialCase()) | sampler_bars(backbone, SamplerCase(samplers=BARRED))
     except ModuleNotFoundError as error:
-        left_out.append(f'the bar of trials is left out: it needs {error.name}; run: pip install "autoprune[search]".')
+        left_out.append(f'bars of the search are left out: they need {error.name}; run: pip install "autoprune[search]".')
     return {
         "what": "value against bar; seconds are medians of a generation without its decoder unless a name says more",
         "machine": device_identity(device, dtype),

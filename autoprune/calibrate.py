@@ -31,7 +31,7 @@ from autoprune.measure.calibration_fit import (
     majority_share,
     quantiles,
 )
-from autoprune.measure.quality import similarity
+from autoprune.measure.metrics.similarity import ssim
 from autoprune.policy import Policy, fingerprint
 from autoprune.pruning.decisions import discrepancy, latent_change, probe_features
 from autoprune.pruning.plan import ScalePlan
@@ -171,8 +171,8 @@ def _observe(backbone: Backbone, texts: list[str], samples: Samples, *, seed: in
     skipped, dropped = [], []
     for level in range(1, depths.levels + 1):
         alone = single(guidance=BranchRule("cond", len(schedule) - level))
-        skipped.append(similarity(backbone.decode(watch.latents[-1 - level]), dense).ssim)
-        dropped.append(similarity(run(policy=alone), dense).ssim)
+        skipped.append(ssim(backbone.decode(watch.latents[-1 - level]), dense))
+        dropped.append(ssim(run(policy=alone), dense))
     samples.skipped.append(torch.stack(skipped, 1))
     samples.dropped.append(torch.stack(dropped, 1))
     samples.features.append(_features(backbone, watch.latents, depths).cpu())

@@ -18,6 +18,7 @@ from autoprune.errors import UserError
 from autoprune.generation import generate
 from autoprune.measure.latency import interleaved
 from autoprune.policy import Policy
+from autoprune.production import doubts
 
 _USAGE = 'python -m autoprune.generate policy=FILE prompt="a red circle left of a blue square"'
 
@@ -60,6 +61,9 @@ def _generate(choices: Choices) -> str:
     backbone = backbone.sampled(**{name: value for name, value in changes.items() if value is not None})
     if choices.h_div_w is not None:
         policy = policy.for_schedule(backbone.scale_schedule())
+    policy.check_prunes()
+    for doubt in doubts(policy, backbone, batch=1):
+        print(f"autoprune: {doubt}", file=sys.stderr)
 
     def run(chosen: Policy | None) -> Tensor:
         return generate(backbone, [choices.prompt], policy=chosen, seed=choices.seed)

@@ -1,12 +1,14 @@
 """The policy: every per-scale decision of a pruned generation, as frozen data and as one JSON file.
 
-Production reads policies with this file alone, so it needs nothing beyond the standard library.
+Production reads policies with this file alone, so it needs nothing beyond the standard library. Run as a module it shows,
+validates, compares and migrates policy files (policy_command.py).
 Rules and vocabulary follow FastVAR (arXiv 2503.23367) and its peers, keyed by scale index, never by token count.
 """
 
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from pathlib import Path
@@ -18,6 +20,7 @@ from autoprune.validity import check_schedule
 
 SCHEMA = "autoprune.policy/1"
 LABELS = ("name", "tier", "measured", "provenance")  # what a policy says about itself; the rest is what it does
+CONDITIONS = ("device", "device_name", "instructions", "capability", "threads", "dtype", "attention", "torch", "batch")
 Grid = tuple[int, int, int]
 
 
@@ -139,6 +142,24 @@ class Policy:
                 "prune its tokens instead."
             )
 
+    def check_prunes(self) -> None:
+        """Raises UserError for a policy that changes nothing on its schedule: applied, it would be a silent no-op."""
+        if self.is_dense():
+            raise UserError(
+                f"a policy must change something on its schedule, {self.name or 'this one'!r} runs every token of "
+                f"{fingerprint(self.scale_schedule)}; lower its keep ratios, or generate without a policy."
+            )
+
+    def mismatches(self, here: Mapping[str, object]) -> list[str]:
+        """Returns what its latencies depend on and differs `here` (measure.device.device_conditions, and the batch), in words.
+
+        Only CONDITIONS that both sides know are compared, and torch by major and minor version.
+        """
+        pairs = {name: (self.measured[name], here[name]) for name in CONDITIONS if name in self.measured and name in here}
+        if "torch" in pairs:
+            pairs["torch"] = tuple(".".join(str(version).split(".")[:2]) for version in pairs["torch"])
+        return [f"{name} {there}, here {now}" for name, (there, now) in pairs.items() if there != now]
+
     def for_schedule(self, schedule: tuple[Grid, ...]) -> "Policy":
         """Returns these decisions on another schedule of as many scales (another aspect ratio), without its measurements."""
         if len(schedule) != len(self.scale_schedule):
@@ -252,3 +273,9 @@ def _from_document(document: dict[str, object], source: str) -> Policy:
 
 def _tuples(entry: Mapping[str, object]) -> dict[str, object]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
+
+
+if __name__ == "__main__":
+    from autoprune.policy_command import main
+
+    sys.exit(main(sys.argv[1:]))

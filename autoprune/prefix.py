@@ -1,79 +1,129 @@
-"""Generations that begin where a dense one of the same prompts and seed had got to, bit-identical to running in full.
+"""Generations that begin where an earlier one of the same prompts and seed had got to, bit-identical to running in full.
 
-Policies leave early scales alone nearly always, so a search computes those once per prompt and shares them.
+A search changes a few scales at a time, nearly always late ones: what comes before is computed once per prompt and shared.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from autoprune.backbones import Backbone, Sampling
 from autoprune.generation import Observer, generate_latent, resolve
-from autoprune.policy import KeyRule, Policy
+from autoprune.pruning.agreement import agreed_scales, same_decisions
 from autoprune.pruning.plan import WHOLE_SCALE, Plan, ScalePlan, chunk_site, compile_plan
 from autoprune.pruning.signals import LATENT
-from autoprune.rules import BranchRule
+from autoprune.rules import BranchRule, KeyRule
 from autoprune.state import GenerationState, Snapshot
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class DensePrefix:
-    """What one dense batch knew before every scale but the first: `snapshots[k - 1]` before scale k."""
+class Recording:
+    """What one generation of a plan knew between its scales: snapshots in order, not necessarily from the first scale on."""
 
+    plan: Plan
     snapshots: tuple[Snapshot, ...]
 
     def start(self, plan: Plan) -> Snapshot | None:
         """Returns where a generation of this plan may begin, None where it must run in full."""
-        agreed = 0 if plan.keys != KeyRule() else min(_dense_scales(plan), _undecided_scales(plan.policy))
-        while agreed and not plan.scales[agreed - 1].records <= {LATENT}:
-            agreed -= 1  # what a later scale asks of this one is not in the snapshots
-        return self.snapshots[agreed - 1] if agreed else None
+        agreed, same = agreed_scales(self.plan, plan), same_decisions(self.plan.policy, plan.policy)
+        for snapshot in reversed(self.snapshots):
+            if snapshot.scales <= agreed and (same or snapshot.single_from >= snapshot.scales):
+                return _wanted(snapshot, plan, decided=same)
+        return None
 
     @cached_property
+    def storages(self) -> dict[int, int]:
+        """Returns the bytes that the snapshots keep by address, memory that several tensors share once."""
+        found: dict[int, int] = {}
+
+        def note(tensor: Tensor) -> Tensor:
+            found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        mapped(self.snapshots, note)
+        return found
+
+    @property
     def bytes(self) -> int:
-        """Returns the memory that the snapshots keep, tensors that several share counted once."""
-        storages = {tensor.untyped_storage() for snapshot in self.snapshots for tensor in snapshot.tensors()}
-        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+        """Returns the memory that the snapshots keep."""
+        return sum(self.storages.values())
+
+
+class Recorder(Observer):
+    """Takes a snapshot whenever a later generation might go on from there, none unless it `keeps` them."""
+
+    def __init__(self, *, keeps: bool = True) -> None:
+        self._keeps = keeps
+        self.snapshots: list[Snapshot] = []
+
+    @property
+    def looks_inside(self) -> bool:
+        """Returns whether snapshots are kept, whose memory no graph may write to."""
+        return self._keeps
+
+    def group_done(self, state: GenerationState, latent: Tensor) -> None:
+        if not self._keeps:
+            return
+        snapshot = state.snapshot(latent)
+        if snapshot.scales == len(state.plan.schedule):
+            return
+        if state.plan.keys != KeyRule():  # such a rule moves keys within the buffers
+            snapshot = replace(snapshot, keys=mapped(snapshot.keys, Tensor.clone))
+        self.snapshots.append(snapshot)
 
 
 @torch.inference_mode()
-def record_prefix(backbone: Backbone, prompts: Sequence[str], *, seed: int, sampling: Sampling) -> DensePrefix:
+def record_prefix(backbone: Backbone, prompts: Sequence[str], *, seed: int, sampling: Sampling) -> Recording:
     """Runs a dense generation without decoding it and keeps what any policy might start from."""
     schedule = backbone.scale_schedule(sampling.h_div_w)
     plan = _recording(compile_plan(None, schedule, backbone.depth))
-    recorder = _Recorder()
+    recorder = Recorder()
     generate_latent(backbone, resolve(backbone, prompts, plan, seed=seed, sampling=sampling), recorder)
-    return DensePrefix(tuple(recorder.snapshots))
+    return Recording(plan, tuple(recorder.snapshots))
 
 
-@dataclass
-class _Recorder(Observer):
-    snapshots: list[Snapshot] = field(default_factory=list)
-
-    def group_done(self, state: GenerationState, latent: Tensor) -> None:
-        if len(self.snapshots) + 1 < len(state.plan.schedule):
-            self.snapshots.append(state.snapshot(latent))
-
-
-def _dense_scales(plan: Plan) -> int:
-    """Returns how many scales from the first run as in a dense plan, at least one fewer than all."""
-    changed = (scale.index for scale in plan.scales if scale.pruning or scale.branch != "both" or scale.group)
-    return next(changed, len(plan.scales) - 1)
+def mapped(value: T, change: Callable[[Tensor], Tensor]) -> T:
+    """Returns a value with every tensor in its fields and entries changed."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, tuple | list):
+        return type(value)(mapped(entry, change) for entry in value)
+    if isinstance(value, dict):
+        return {key: mapped(entry, change) for key, entry in value.items()}
+    if is_dataclass(value):
+        return replace(value, **{entry.name: mapped(getattr(value, entry.name), change) for entry in fields(value)})
+    return value
 
 
-def _undecided_scales(policy: Policy) -> int:
-    """Returns how many scales from the first run before anything depends on the data; none where samples are split up."""
-    if policy.adaptive and policy.batch == "split":
-        return 0
-    decides = [len(policy.scale_schedule)]
-    if policy.guidance.branch == "adaptive":
-        decides.append(policy.guidance.from_scale)
-    decides += [rule.from_scale for rule in [policy.stop] if rule]
-    decides += [rule.scale for rule in [policy.probe] if rule]
-    return min(decides)
+def moved(value: T, copy: Callable[[Tensor], Tensor]) -> T:
+    """Returns a value whose tensors lie in copies of their memory; what they shared they share again."""
+    copies: dict[int, Tensor] = {}
+
+    def change(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in copies:
+            copies[storage.data_ptr()] = copy(tensor.new_empty(0, dtype=torch.uint8).set_(storage))
+        whole = copies[storage.data_ptr()].untyped_storage()
+        view = torch.empty(0, dtype=tensor.dtype, device=whole.device)
+        return view.set_(whole, tensor.storage_offset(), tensor.shape, tensor.stride())
+
+    return mapped(value, change)
+
+
+def _wanted(snapshot: Snapshot, plan: Plan, *, decided: bool) -> Snapshot:
+    """Returns the snapshot as a full generation of this plan would have left it, without what only others ask for."""
+    stored = {(scale.index, *store) for scale in plan.scales[: snapshot.scales] for store in scale.stores}
+    snapshot = replace(snapshot, caches={key: cache for key, cache in snapshot.caches.items() if key in stored})
+    if plan.guidance.replacement != "extrapolate":
+        snapshot = replace(snapshot, difference=None)
+    count = len(plan.schedule)
+    return snapshot if decided else replace(snapshot, single_from=count, end=count)
 
 
 def _recording(plan: Plan) -> Plan:

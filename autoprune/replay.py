@@ -23,7 +23,8 @@ CacheKey = tuple[int, int, str]
 def run_or_replay(state: GenerationState, group: Sequence[ScalePlan], inputs: list[Tensor], run: Run) -> list[Tensor]:
     """Returns run(inputs), the hidden states of scales that run together: replayed from the second time on where possible."""
     graphs = state.graphs
-    if graphs is None or any(scale.pruning and not _repeatable(scale.pruning) for scale in group):
+    selects = any(scale.pruning and not _repeatable(scale.pruning) for scale in group)
+    if graphs is None or selects or state.plan.keys.budget < 1:
         return run(inputs)
     description = _description(state, group)
     if not graphs.meets(description):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -35,24 +35,21 @@ Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a generation knows when `scales` scales are done; shares memory with it, is never written to."""
+    """What a generation knows when `scales` scales are done; shares memory with it, is never written to.
+
+    `branch` is the one that ran last, `single_from` and `end` what the data decided on the scales to come.
+    """
 
     scales: int
+    branch: str
+    single_from: int
+    end: int
     latent: Tensor
     conditioning: Conditioning
     keys: tuple[HeldKeys, ...]
     caches: dict[tuple[int, int, str], tuple[Tensor, Grid]]
     signals: Signals
     difference: tuple[Tensor, Grid] | None
-
-    def tensors(self) -> Iterator[Tensor]:
-        """Yields the tensors that take memory."""
-        yield self.latent
-        for keys, values, _ in self.keys:
-            yield from (keys, values)
-        yield from (cache for cache, _ in self.caches.values())
-        if self.difference is not None:
-            yield self.difference[0]
 
 
 class GenerationState:
@@ -73,18 +70,21 @@ class GenerationState:
         text = model.with_unconditional(request.text, request.negative) if guided else request.text
         self.conditioning = start.conditioning if start else model.condition(text)
         self.ran = (0, 0)  # rows and tokens of what the last chunk of blocks ran on
-        self.branch = "both" if guided else "cond"
-        self.graphs, self.buffers = self._borrow(graphs, len(text))
+        self.branch = start.branch if start else "both" if guided else "cond"
+        self.graphs, self.buffers = self._borrow(graphs, len(start.keys[0][0]) if start else len(text))
         self.sandwich = Sandwich(seed=request.seed, samples=request.samples, on_kept=observer.kept)
         self._difference: tuple[Tensor, Grid] | None = None
-        self._single_from, self._end = len(self.plan.schedule), len(self.plan.schedule)
+        self._done, self._single_from, self._end = 0, len(self.plan.schedule), len(self.plan.schedule)
         if start is not None:
             self._resume(start)
 
     def snapshot(self, latent: Tensor) -> Snapshot:
-        """Returns what is known when a scale is settled, while both branches run and nothing was decided by the data."""
+        """Returns what is known when all scales of a forward are settled."""
         return Snapshot(
-            scales=len(self.buffers[0].sizes),
+            scales=self._done,
+            branch=self.branch,
+            single_from=self._single_from,
+            end=self._end,
             latent=latent,
             conditioning=self.conditioning,
             keys=tuple(buffer.held() for buffer in self.buffers),
@@ -94,8 +94,7 @@ class GenerationState:
         )
 
     def _resume(self, start: Snapshot) -> None:
-        if self.plan.guidance.replacement == "extrapolate":
-            self._difference = start.difference
+        self._difference, self._single_from, self._end = start.difference, start.single_from, start.end
         self.sandwich.caches, self.sandwich.signals = dict(start.caches), replace(start.signals)
         for buffer, held in zip(self.buffers, start.keys, strict=True):
             buffer.fill(held)
@@ -175,6 +174,7 @@ class GenerationState:
 
     def settle(self, scale: ScalePlan, latent: Tensor, x: Tensor, logits: Tensor) -> None:
         """Records what later scales look at."""
+        self._done = scale.index + 1
         signals = self.sandwich.signals
         if LATENT in scale.records:
             signals.record_latent(latent)

@@ -1,6 +1,9 @@
 """Every attention backend against a plain float64 loop."""
 
-from collections.abc import Callable
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +11,17 @@ from torch import Tensor
 
 from autoprune.backbones import attention
 from autoprune.backbones.kv_buffer import KeyValueBuffer
+
+PACKAGE = """
+import torch
+
+
+def flash_attn_func(q, k, v, *, softmax_scale=None, causal=False):
+    assert not causal
+    weights = torch.einsum("rlhd,rkhd->rhlk", q.double(), k.double()) * softmax_scale
+    out = torch.einsum("rhlk,rkhd->rlhd", weights.softmax(-1), v.double())
+    return {result}
+"""
 
 
 def inputs(device: str = "cpu", dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
@@ -37,17 +51,74 @@ def test_every_form_agrees_with_a_plain_loop(function: Callable[..., Tensor], ma
     torch.testing.assert_close(ours.double(), naive(q, k, v, mask), rtol=0, atol=1e-5)
 
 
-def test_cpu_never_asks_for_flash(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "_flash_function", lambda: attention.sdpa_attention)
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], None]]:
+    """Puts a module with flash-attn's documented signature, tensors [R, L, H, D], on the path; it returns `result`."""
+
+    def write(name: str, result: str) -> None:
+        (tmp_path / f"{name}.py").write_text(PACKAGE.format(result=result))
+        importlib.invalidate_caches()
+
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for module, *_ in attention.FLASH.values():
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    _forget()
+    yield write
+    for module, *_ in attention.FLASH.values():
+        sys.modules.pop(module, None)
+    _forget()
+
+
+def _forget() -> None:
+    attention._flash_function.cache_clear()
+    attention.installed_backend.cache_clear()
+
+
+@pytest.mark.parametrize("result", ["out.to(q.dtype)", "(out.to(q.dtype), weights.logsumexp(-1))"])
+@pytest.mark.parametrize("name", list(attention.FLASH))
+def test_a_flash_package_gets_positions_before_heads_and_our_scale(install, name: str, result: str) -> None:
+    install(attention.FLASH[name][0], result)
+    q, k, v = inputs()
+    ours = attention.flash_attention(q, k, v, scale=0.125, name=name)
+    torch.testing.assert_close(ours.double(), naive(q, k, v, None), rtol=0, atol=1e-5)
+
+
+def test_the_best_installed_kernel_that_the_gpu_can_run_is_taken(install) -> None:
+    hopper, ampere, turing, blackwell = (9, 0), (8, 6), (7, 5), (10, 0)
+    install("flash_attn", "out")
+    taken = [attention.installed_backend(each) for each in (hopper, ampere, turing, blackwell)]
+    assert taken == ["flash_attn_2", "flash_attn_2", "sdpa", "flash_attn_2"]
+    install("flash_attn_interface", "out")
+    _forget()
+    taken = [attention.installed_backend(each) for each in (hopper, ampere, turing, blackwell)]
+    assert taken == ["flash_attn_3", "flash_attn_2", "sdpa", "flash_attn_2"]
+
+
+def test_a_package_that_does_not_load_is_passed_over(install, tmp_path: Path) -> None:
+    install("flash_attn", "out")
+    (tmp_path / "flash_attn_interface.py").write_text("import no_such_extension")
+    assert attention.installed_backend((9, 0)) == "flash_attn_2"
+
+
+def test_cpu_never_asks_for_flash(install) -> None:
+    install("flash_attn", "out")
     q, _, _ = inputs(dtype=torch.bfloat16)
     assert attention.attention_backend(q, None) == "sdpa"
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cuda_backend_agrees_with_a_plain_loop() -> None:
+@pytest.mark.parametrize("name", ["sdpa", *attention.FLASH])
+def test_every_installed_cuda_backend_agrees_with_a_plain_loop(name: str) -> None:
+    capability = torch.cuda.get_device_capability()
     q, k, v = inputs("cuda", torch.bfloat16)
-    ours = attention.attend(q, k, v, scale=0.125)
+    if name == "sdpa":
+        ours = attention.sdpa_attention(q, k, v, scale=0.125)
+    else:
+        _, least, end = attention.FLASH[name]
+        if not least <= capability < end or attention._flash_function(name) is None:
+            pytest.skip(f"{name} is not installed or not for this GPU")
+        ours = attention.flash_attention(q, k, v, scale=0.125, name=name)
     torch.testing.assert_close(ours.double().cpu(), naive(q.cpu(), k.cpu(), v.cpu(), None), rtol=0, atol=2e-2)
 
 

@@ -9,6 +9,7 @@ import torch
 
 from autoprune import bench
 from autoprune.backbones import Backbone, load_backbone
+from autoprune.errors import UserError
 from autoprune.measure.loading import LoadingCase, measure_loading
 from autoprune.measure.overhead import OverheadCase, measure_overhead
 from autoprune.measure.scales import measure_scales
@@ -20,7 +21,7 @@ from tests.test_imports import SEARCH_PACKAGES, run_without
 
 def test_record_holds_ratios_and_the_machine(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "deep" / "bench.json"
-    assert bench.main(["weights=random", "batch=1", "rounds=1", f"output={path}"]) == 0
+    assert bench.main(["weights=random", "batch=1", "rounds=1", f"json={path}"]) == 0
     record = json.loads(path.read_text())
     assert record["policies"]["dense"]["ratio"] == 1.0
     assert all(row["seconds"] > 0 for row in record["policies"].values())
@@ -47,8 +48,7 @@ def test_loading_reads_a_sharded_checkpoint_and_says_what_it_needed(tmp_path) ->
 def scales_record(folder: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[dict, str]:
     path = folder / "scales.json"
     assert (
-        bench.main(["suite=scales", "weights=random", "dtype=float32", "batch=1", "rounds=1", f"output={path}", *arguments])
-        == 0
+        bench.main(["suite=scales", "weights=random", "dtype=float32", "batch=1", "rounds=1", f"json={path}", *arguments]) == 0
     )
     return json.loads(path.read_text()), capsys.readouterr().out
 
@@ -71,6 +71,9 @@ def test_scales_reports_work_time_and_memory_of_every_scale(tmp_path: Path, caps
     assert held == pytest.approx(dense["predicted"]["key_values_mb"]) and dense["predicted"]["resident_mb"] > held
     assert dense["text_ms"] > 0 and dense["decoding_ms"] > 0 and dense["peak_memory_mb"] > 0
     assert record["scales"]["dense_keys_values"]["ratio"] > 1.5 and record["machine"]["dtype"] == "float32"
+    decoder = record["scales"]["decoder"]
+    assert decoder["samples"] == 1 and not decoder["strips"] and not decoder["compiled"] and decoder["peak_memory_mb"] > 10
+    assert "decoder: 1 at a time, uncompiled" in shown
     assert (tmp_path / "scales.png").stat().st_size > 10000 and "grouped: where it differs from dense" in shown
 
 
@@ -83,7 +86,7 @@ def test_scales_serves_every_family(family: Callable[[], Backbone]) -> None:
 
 def test_scales_runs_without_the_search_extra_and_says_what_is_left_out(tmp_path: Path) -> None:
     code = "import sys\nfrom autoprune import bench\nsys.exit(bench.main(sys.argv[1:]))"
-    arguments = ["suite=scales", "weights=random", "batch=1", "rounds=1", "presets=true", f"output={tmp_path / 's.json'}"]
+    arguments = ["suite=scales", "weights=random", "batch=1", "rounds=1", "presets=true", f"json={tmp_path / 's.json'}"]
     done = run_without(SEARCH_PACKAGES, code, *arguments)
     assert done.returncode == 0, done.stderr
     assert "presets are left out" in done.stdout and "the plot is left out" in done.stdout
@@ -109,3 +112,9 @@ def test_presets_are_those_of_the_unified_space() -> None:
 def test_bad_input_is_one_sentence_and_exit_code_two(arguments: list[str], words: str, capsys) -> None:
     assert bench.main(arguments) == 2
     assert words in capsys.readouterr().err
+
+
+def test_a_policy_that_prunes_nothing_is_refused(tmp_path: Path) -> None:
+    nothing = Policy("tiny", 6, ((1, 1, 1), (1, 4, 4)), {1: ScalePruning(0.99, 0)}, name="nothing")
+    with pytest.raises(UserError, match="a policy must change something on its schedule, 'nothing' runs every token"):
+        bench.loaded_policies(str(nothing.save(tmp_path / "nothing.json")))

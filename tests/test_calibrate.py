@@ -187,9 +187,9 @@ def test_measurements_do_not_depend_on_the_batch(samples, backbone) -> None:
 def test_skipping_nothing_extra_is_what_generation_does(samples, backbone) -> None:
     dense = generate(backbone, TEXTS, seed=1)
     skipped = generate(backbone, TEXTS, seed=1, policy=Policy("tiny", 6, backbone.scale_schedule(), skip_last=2))
-    from autoprune.measure.quality import similarity
+    from autoprune.measure.metrics.similarity import ssim
 
-    torch.testing.assert_close(samples.skipped[0][:, 1], similarity(skipped, dense).ssim, rtol=0, atol=1e-5)
+    torch.testing.assert_close(samples.skipped[0][:, 1], ssim(skipped, dense), rtol=0, atol=1e-5)
 
 
 class ScaleCount(Observer):

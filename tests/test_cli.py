@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -73,11 +74,13 @@ def test_png_is_read_back_by_another_library(command):
         (["policy=FILE", "prompt=circle", "output=/dev/null/x.png", "runs=1"], "output '/dev/null/x.png' cannot be written"),
         (["policy=TRUNCATED", "prompt=circle"], "TRUNCATED is not complete JSON"),
         (["policy=EDITED", "prompt=circle"], "EDITED was edited or damaged"),
+        (["policy=NOTHING", "prompt=circle"], "a policy must change something on its schedule, 'none' runs every token of "),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(command, policy_file, capsys, arguments, sentence):
     text = policy_file.read_text()
     files = {"FILE": text, "TRUNCATED": text[: len(text) // 2], "EDITED": text.replace('"skip_last": 1', '"skip_last": 2')}
+    files["NOTHING"] = replace(Policy.load(policy_file), skip_last=0, name="none").to_json()
     for name, content in files.items():
         policy_file.with_name(name).write_text(content)
         arguments = [argument.replace(f"policy={name}", f"policy={policy_file.with_name(name)}") for argument in arguments]
@@ -119,12 +122,14 @@ def test_ctrl_c_keeps_the_trials_and_the_same_command_goes_on(tmp_path):
         search.send_signal(signal.SIGINT)
         error = search.communicate(timeout=120)[1]
     assert search.returncode == 130 and "the same command goes on from here" in error
-    before = trials.read_text().splitlines()[1]
+    before, page = trials.read_text().splitlines()[1], trials.parent / "report.html"
+    assert "This study was stopped" in page.read_text()
     done = run("autoprune", *SMALL, f"study.dir={tmp_path}", "study.name=study", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert trials.read_text().splitlines()[1] == before and rows(trials) == 6
-    for name in ("front.json", "pareto.png", "pareto.html", "dimensions.png"):
+    for name in ("front.json", "pareto.png", "report.html", "dimensions.png"):
         assert (trials.parent / name).stat().st_size > 0
+    assert "This study was stopped" not in page.read_text() and "python -m autoprune experiment=smoke" in page.read_text()
 
 
 def rows(path: Path) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import signal
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -147,7 +148,7 @@ def test_fidelity_is_that_of_the_same_prompts_and_noise_generated_directly(backb
     settings = ComparisonSettings(prompts=3, batch=2, rounds=1, per_prompt=0, seed=5)
     comparison = compare(backbone, candidates, settings, progress=NullProgress())
     row = comparison.policies[1]
-    texts = [prompt.text for prompt in prompt_set("held_out", 3)]
+    texts = [prompt.text for prompt in prompt_set("held_out", 3, seed=5)]
 
     def images(policy: Policy | None) -> np.ndarray:
         parts = []
@@ -207,6 +208,7 @@ def test_prompts_of_a_file_are_compared_without_scores(policy_file, tmp_path, ca
         (["policies=EMPTY"], "policies must be a policy file or a folder with some, "),
         (["policies=OTHER"], "other.json: the policy is for backbone 'other', not 'tiny'; "),
         (["policies=BROKEN"], "broken.json is not complete JSON"),
+        (["policies=NOTHING"], "nothing.json: a policy must change something on its schedule, 'this one' runs every token of "),
         (["prompts_file=missing"], "prompts 'missing' cannot be read (No such file or directory); "),
         (["prompts=own.txt"], "prompts must be a whole number, got 'own.txt'."),
         (["output=/dev/null/x"], "output '/dev/null/x' must be writable (Not a directory); choose another folder."),
@@ -214,9 +216,12 @@ def test_prompts_of_a_file_are_compared_without_scores(policy_file, tmp_path, ca
 )
 def test_bad_input_is_one_sentence_and_exit_code_2_before_any_work(tmp_path, policy_file, capsys, arguments, sentence):
     text = policy_file.read_text()
-    places = {name: tmp_path / f"{name.lower()}.json" for name in ("OTHER", "BROKEN")} | {"EMPTY": tmp_path / "empty"}
+    places = {name: tmp_path / f"{name.lower()}.json" for name in ("OTHER", "BROKEN", "NOTHING")} | {
+        "EMPTY": tmp_path / "empty"
+    }
     places["EMPTY"].mkdir()
     places["BROKEN"].write_text(text[: len(text) // 2])
+    replace(Policy.load(policy_file), scales={}, guidance=BranchRule()).save(places["NOTHING"])
     Policy("other", 6, ((1, 1, 1), (1, 2, 2)), skip_last=1).save(places["OTHER"])
     for name, place in places.items():
         arguments = [argument.replace(f"policies={name}", f"policies={place}") for argument in arguments]

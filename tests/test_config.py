@@ -87,6 +87,10 @@ def test_every_backbone_sampler_and_latency_has_its_file():
         ("quality.name=foo", "unknown quality 'foo'; choose from scenes, fidelity."),
         ("quality=fidelity", "quality fidelity needs prompts, got none; give prompts=FILE."),
         ("prompts=missing.txt", "prompts 'missing.txt' cannot be read (No such file or directory); give a file or a folder."),
+        ("quality.loss=psnr", "unknown quality.loss 'psnr'; choose from ssim, ms_ssim, lpips, lpips_vgg."),
+        ("quality.metrics=[psnr,foo]", "unknown metric 'foo'; choose from psnr, ssim, "),
+        ("quality.metrics=[fid]", "metric fid needs weights.feature_network, got nothing; give weights.feature_network=PATH: "),
+        ("weights.lpips=a.pth", "unknown setting 'weights.lpips'; choose from bert_tokenizer, "),
         ("tracker.name=mlflow", "tracker.name must be 'wandb' or 'none', got 'mlflow'."),
         ("search_spaces.dimensions.keep.high=1.2", "keep ratios need 0 < low < high <= 1"),
         ("study.name=${nothing}", "the settings do not compose (Interpolation key 'nothing' not found); "),
@@ -127,6 +131,19 @@ def test_what_identifies_a_study_are_its_prompts_and_the_budget_in_use(monkeypat
     assert own == shuffled != other
     scenes = composed(monkeypatch)[0].study.measurement_identity()
     assert "prompts" not in scenes and "max_loss" not in scenes["quality"] and "max_score_drop" not in own["quality"]
+
+
+def test_weights_of_metrics_are_paths_and_metrics_do_not_identify_a_study(monkeypatch):
+    (plain,) = composed(monkeypatch)
+    assert plain.study.quality.metrics == ("psnr", "ssim", "tokens") and plain.study.weights == {}
+    Path("alexnet.pth").touch()
+    given = ("weights.lpips_alexnet=alexnet.pth", "quality.metrics=[lpips]")
+    (run,) = composed(monkeypatch, *given)
+    assert run.study.weights == {"lpips_alexnet": Path("alexnet.pth")} and run.study.quality.metrics == ("lpips",)
+    assert run.study.measurement_identity() == plain.study.measurement_identity()
+    (other,) = composed(monkeypatch, *given, "quality.loss=lpips")
+    assert other.study.measurement_identity() != plain.study.measurement_identity()
+    assert (plain.study.quality.loss_text, other.study.quality.loss_text) == ("1 - SSIM", "LPIPS")
 
 
 def test_an_error_of_the_task_keeps_its_own_type(monkeypatch):

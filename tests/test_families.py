@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,14 +16,22 @@ from autoprune.backbones.released import Target, random_backbone
 from autoprune.backbones.schedules import pixel_budget_schedules
 from autoprune.backbones.var import VARConfig
 from autoprune.backbones.vq_tokenizer import VQConfig
+from autoprune.generation import generate
+from autoprune.measure.latency import plan_keys
 from autoprune.policy import Policy
+from autoprune.prefix import Recorder, Recording, record_prefix
+from autoprune.pruning.plan import compile_plan
+from autoprune.search.neighbour import mutated, random_vector
 from autoprune.search.progress import NullProgress
 from autoprune.search.prompt_files import read_prompts
 from autoprune.search.settings import BudgetSettings, LatencySettings, QualitySettings, StudySettings
+from autoprune.search.shared_prefixes import SharedPrefixes
+from autoprune.search.space import space_for
 from autoprune.search.space_file import read_space
 from autoprune.search.study import run_study
 from autoprune.search.tracking import NullTracker
 
+SPACES = Path(__file__).parent.parent / "search_spaces"
 SIDES = (1, 2, 3, 4, 6, 8)
 VQ = VQConfig(vocabulary=60, channels=8, base=32, channel_multipliers=(1, 2), blocks=1)
 CPU = Target(torch.device("cpu"), torch.float32)
@@ -55,13 +64,33 @@ def hart() -> Backbone:
 
 
 @pytest.mark.parametrize("family", [infinity, var, hart], ids=lambda family: family.__name__)
+def test_trials_that_start_where_others_were_are_bit_identical_in_the_family(family) -> None:  # noqa: ANN001
+    backbone, shared, later = family(), SharedPrefixes(1000, device=torch.device("cpu")), 0
+    space, rng = space_for(read_space(SPACES / "unified.yaml"), backbone), np.random.default_rng(2)
+    vector, dense = random_vector(space, rng), record_prefix(backbone, ["7", "8"], seed=1, sampling=backbone.sampling)
+    for _ in range(12):
+        policy, recorder = space.policy(vector), Recorder()
+        plan = compile_plan(policy, policy.scale_schedule, policy.depth)
+        start = shared.start(0, plan, lambda: dense)
+        options = {"seed": 1, "observer": recorder, "start": start and start.snapshot}
+        images = generate(backbone, ["7", "8"], policy=policy, **options)
+        assert torch.equal(images, generate(backbone, ["7", "8"], policy=policy, seed=1)), policy.key()
+        if not (policy.adaptive and policy.batch == "split"):
+            shared.keep(0, Recording(plan, tuple(recorder.snapshots)), plan_keys(plan))
+        alone = dense.start(plan)
+        later += start is not None and start.snapshot.scales > (alone.scales if alone else 0)
+        vector = mutated(space, vector, rng)
+    assert later > 0
+
+
+@pytest.mark.parametrize("family", [infinity, var, hart], ids=lambda family: family.__name__)
 def test_a_study_measures_the_presets_and_exports_policies_of_the_family(tmp_path: Path, family) -> None:  # noqa: ANN001
     backbone = family()
     (tmp_path / "prompts.txt").write_text("\n".join(map(str, range(40))))
     config = StudySettings(
         tmp_path,
         "study",
-        read_space(Path(__file__).parent.parent / "search_spaces" / "unified.yaml"),
+        read_space(SPACES / "unified.yaml"),
         quality=QualitySettings(name="fidelity", prompts=4, held_out_prompts=4, max_loss=1.0),
         latency=LatencySettings(batch=2, rounds=1),
         budget=BudgetSettings(trials=34, minutes=None, front=2),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from autoprune.policy import Policy
-from autoprune.search.front import hypervolume, most_valuable, non_dominated, objectives, search_front
+from autoprune.search.front import hypervolume, hypervolume_history, most_valuable, non_dominated, objectives, search_front
 from autoprune.search.records import Measurement, TrialRecord
 
 SCHEDULE = ((1, 1, 1), (1, 2, 2), (1, 4, 4))
@@ -18,6 +18,7 @@ def measured(latency: float, loss: float) -> Measurement:
         speed_up=1 / latency,
         loss=loss,
         score_drop_interval=(0.0, 0.0),
+        loss_interval=(loss, loss),
         prompts=8,
         seed=0,
         batch=8,
@@ -63,6 +64,15 @@ def test_hypervolume_agrees_with_optunas() -> None:
     assert hypervolume([tuple(p) for p in points], (0.9, 0.8)) == pytest.approx(
         compute_hypervolume(points[(points < (0.9, 0.8)).all(axis=1)], np.array([0.9, 0.8]))
     )
+
+
+def test_the_history_is_the_hypervolume_of_what_was_known_after_each_trial() -> None:
+    draws = np.random.default_rng(3).uniform((0.2, 0.0), (1.2, 0.6), (30, 2))
+    trials = [record(number, *draw, feasible=number % 5 > 0) for number, draw in enumerate(draws)]
+    known = [[objectives(trial.measurement) for trial in trials[: count + 1] if trial.feasible] for count in range(30)]
+    history = hypervolume_history(trials, (0.0, 0.5))
+    assert history == pytest.approx([hypervolume(points, (0.0, 0.5)) for points in known])
+    assert history == sorted(history) and history[0] == 0 < history[-1]
 
 
 def test_objectives_of_dense_are_zero() -> None:

@@ -1,6 +1,8 @@
 """The public call on the embedded sizes: exact dense runs, split batches, branches, aspect ratios, threads."""
 
+import gc
 import threading
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -170,6 +172,27 @@ def test_unfit_weights_are_named(tmp_path) -> None:
     save_file({"infinity.pos_start": torch.zeros(1, 1, 8)}, other)
     with pytest.raises(UserError, match="tensors differ, first infinity"):
         load_backbone("tiny", weights=other)
+
+
+@pytest.mark.parametrize("name", ["dense", "pruned", "one branch"])
+def test_nothing_of_a_generation_is_alive_when_the_decoder_starts(backbone, name: str) -> None:
+    changes = {"dense": {"scales": {}}, "pruned": {}, "one branch": {"guidance": BranchRule("cond", 5)}}[name]
+    held, alive = [], []
+
+    class Watch(Observer):
+        def group_done(self, state, latent) -> None:
+            tensors = [each for buffer in state.buffers for each in (buffer.keys, buffer.values)]
+            tensors += [*state.conditioning.text, *(cache for cache, _ in state.sandwich.caches.values())]
+            held.extend(weakref.ref(each) for each in (state, *state.buffers, state.sandwich, *tensors))
+
+    hook = backbone.tokenizer.decoder.register_forward_pre_hook(lambda *_: alive.extend(each() is not None for each in held))
+    gc.disable()  # nothing may wait for the collector of cycles
+    try:
+        generate(backbone, PROMPTS, policy=policy_for(backbone, **changes), observer=Watch())
+    finally:
+        gc.enable()
+        hook.remove()
+    assert len(alive) > 50 and not any(alive)
 
 
 @pytest.mark.gpu

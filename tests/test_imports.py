@@ -8,7 +8,9 @@ from pathlib import Path
 import autoprune
 
 PACKAGE = Path(autoprune.__file__).parent
-LEVELS = dict.fromkeys(("errors", "files", "noise", "rules", "validity", "policy", "arguments"), 0)
+LEVELS = dict.fromkeys(
+    ("errors", "files", "noise", "rules", "validity", "policy", "policy_text", "policy_command", "arguments"), 0
+)
 LEVELS |= {
     "pruning": 1,
     "backbones": 2,
@@ -21,8 +23,8 @@ LEVELS |= {
     "testbed": 4,
     "search": 5,
 }
-LEVELS |= dict.fromkeys(("generate", "bench", "calibrate", "compare", "__main__"), 5)
-SEARCH_PACKAGES = ("optuna", "hydra", "omegaconf", "wandb", "torchmetrics", "pydantic", "plotly", "rich", "PIL", "matplotlib")
+LEVELS |= dict.fromkeys(("generate", "bench", "calibrate", "calibrate_proxy", "compare", "production", "verify", "__main__"), 5)
+SEARCH_PACKAGES = ("optuna", "hydra", "omegaconf", "wandb", "torchmetrics", "pydantic", "rich", "PIL", "matplotlib")
 SEARCH_PACKAGES += ("sklearn", "scipy", "threadpoolctl", "transformers")
 
 

@@ -61,6 +61,7 @@ def test_the_table_sums_medians_and_divides_out_what_slowed_dense() -> None:
         table.add(runs_of(plan_of(), (slow * 0.1, slow * 0.2, slow * 0.4, slow * 0.3)), slowness=slow)
     latency, spread = table.total(plan_keys(plan_of()))
     assert latency == pytest.approx(1.0) and spread == pytest.approx(0.0, abs=1e-9)
+    assert [median for median, _ in table.parts(plan_keys(plan_of()))] == pytest.approx([0.1, 0.2, 0.4, 0.3])
     assert table.total(plan_keys(plan_of(skip_last=1)))[0] == pytest.approx(0.6)
     assert table.total(plan_keys(plan_of(scales={2: ScalePruning(0.5, 1)}))) is None
     again = LatencyTable.from_plain(table.to_plain())

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from autoprune.backbones.allocation_trace import AllocationTrace, on_meta
 from autoprune.backbones.official import RELEASED
 from autoprune.generation import Observer, generate
-from autoprune.measure.allocation_trace import AllocationTrace, on_meta
 from autoprune.measure.memory_check import MemoryCase, check_memory, policies_of, random_infinity
 from autoprune.measure.memory_plan import compared_layouts, key_value_bytes, official_key_value_bytes, predicted_peak
 from autoprune.policy import BranchRule, KeyRule, Policy, ScalePruning, StopRule

@@ -11,32 +11,29 @@ from example_study import policy, study_result
 from PIL import Image
 from rich.console import Console
 
+from autoprune.policy_text import schedule_lines
 from autoprune.rules import BranchRule, KeyRule, ScalePruning, StopRule
 from autoprune.search.picture_grid import save_picture_grid
-from autoprune.search.plots import save_pareto_image, save_pareto_page
+from autoprune.search.plots import save_pareto_image
 from autoprune.search.progress import RichProgress
-from autoprune.search.tables import result_table, schedule_lines
+from autoprune.search.report_page import PageDetails, save_report_page
+from autoprune.search.study_points import CONTROL, DENSE, FRONT, PRESET, REJECTED, TRIAL, study_points
+from autoprune.search.tables import result_table
 
 LABELS = {"dense", "fastvar", "fastvar-hart", "fastvar-hart-random", "lossless, high", "balanced", "fast"}
 
 
-def page_traces(text: str) -> list[dict]:
-    return json.loads(re.search(r"Plotly\.newPlot\(\s*\"[^\"]+\",\s*(\[.*?\]),\s*\{\"", text, re.DOTALL)[1])
-
-
-def test_the_page_marks_dense_presets_control_and_tiers_and_shows_schedules(tmp_path):
-    text = save_pareto_page(study_result(tmp_path), tmp_path / "pareto.html").read_text()
-    traces = page_traces(text)
-    assert {label for trace in traces for label in trace["text"] if label} == LABELS
-    hovers = [hover for trace in traces for hover in trace["hovertext"]]
-    assert any("scale 6 (16x16): keep 80 % (dc, sublayer, layers 1-4, bicubic from scale 4)" in hover for hover in hovers)
-    assert "plotly.js v" in text, "the page needs no network"
+def test_dense_presets_control_and_tiers_are_labelled_points(tmp_path):
+    points = study_points(study_result(tmp_path))
+    assert {point.label for point in points if point.label} == LABELS
+    kinds = {point.trial.number: point.kind for point in points}
+    assert [kinds[number] for number in (0, 1, 3, 6, 8, 9)] == [DENSE, PRESET, CONTROL, FRONT, TRIAL, REJECTED]
+    assert 10 not in kinds, "a failed trial has no place"
 
 
 def test_presets_stand_where_the_held_out_prompts_put_them(tmp_path):
-    traces = page_traces(save_pareto_page(study_result(tmp_path), tmp_path / "pareto.html").read_text())
-    (preset,) = [trace for trace in traces if trace["name"].startswith("preset")]
-    assert dict(zip(preset["text"], preset["x"], strict=True)) == {"fastvar": 1.88, "fastvar-hart": 1.47}
+    presets = {point.label: point.measured.speed_up for point in study_points(study_result(tmp_path)) if point.kind == PRESET}
+    assert presets == {"fastvar": 1.88, "fastvar-hart": 1.47}
 
 
 def test_the_image_is_drawn(tmp_path):
@@ -65,15 +62,22 @@ def test_the_table_has_a_row_a_tier_and_a_preset(tmp_path):
     assert re.search(r"fastvar +1\.88x +0\.280 +\+9\.0 \[\+7\.0, \+11\.0\] +512 MB +\(preset\)", shown)
 
 
+def page_data(page: str) -> dict:
+    return json.loads(re.search(r'<script id="study" type="application/json">(.*?)</script>', page, re.DOTALL)[1])
+
+
 def test_without_scores_no_drop_is_shown(tmp_path):
     result, none = study_result(tmp_path), dict.fromkeys(("score_dense", "score", "score_drop", "score_drop_interval"))
     trials = tuple(
         replace(trial, measurement=trial.measurement and replace(trial.measurement, **none)) for trial in result.trials
     )
-    front = tuple(replace(member, held_out=replace(member.held_out, **none)) for member in result.front)
+    front = tuple(
+        replace(member, trial=trials[member.trial.number], held_out=replace(member.held_out, **none)) for member in result.front
+    )
     presets = {name: replace(measured, **none) for name, measured in result.presets.items()}
     bare = replace(result, dense=replace(result.dense, **none), trials=trials, front=front, presets=presets)
-    assert "score drop" not in str(page_traces(save_pareto_page(bare, tmp_path / "pareto.html").read_text()))
+    page = save_report_page(bare, PageDetails({}, {}), tmp_path / "report.html").read_text()
+    assert "score drop [95 %]" not in json.dumps(page_data(page)) and "PSNR" in json.dumps(page_data(page))
     text = io.StringIO()
     Console(file=text, width=110).print(result_table(bare))
     assert re.search(r"fastvar +1\.88x +0\.280 +- +512 MB", text.getvalue())

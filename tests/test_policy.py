@@ -203,3 +203,22 @@ def test_a_policy_moves_to_another_aspect_ratio_without_its_measurements() -> No
     moved.check_fits("tiny", 6, wide)
     assert not moved.measured
     assert not moved.tier
+
+
+def test_conditions_that_both_sides_know_are_compared_and_torch_by_its_minor_version() -> None:
+    there = {"device": "cpu", "threads": 2, "torch": "2.13.0+cpu", "driver": "550.1", "batch": 16}
+    policy = make(measured=there)
+    assert policy.mismatches(there) == policy.mismatches({"torch": "2.13.1", "driver": "560.2", "dtype": "float16"}) == []
+    assert policy.mismatches({"device": "cuda", "threads": 2, "torch": "2.12.0", "batch": 1}) == [
+        "device cpu, here cuda",
+        "torch 2.13, here 2.12",
+        "batch 16, here 1",
+    ]
+    assert make().mismatches(there) == []
+
+
+def test_a_policy_that_changes_nothing_on_another_schedule_is_found_there() -> None:
+    policy = make(scales={4: ScalePruning(keep=0.9, cache_scale=1)}, name="small")
+    policy.check_prunes()
+    with pytest.raises(UserError, match="must change something on its schedule, 'small' runs every token of "):
+        policy.for_schedule(tuple((1, min(3, h), min(3, w)) for _, h, w in SCHEDULE)).check_prunes()

@@ -1,4 +1,4 @@
-"""Generations that start from a recorded dense prefix against the same ones run in full."""
+"""Generations that start from a recorded one against the same ones run in full."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,11 +9,10 @@ import torch
 
 from autoprune.backbones import load_backbone
 from autoprune.generation import Observer, generate
-from autoprune.policy import BranchRule, KeyRule, Policy, ScalePruning, StopRule
-from autoprune.prefix import DensePrefix, record_prefix
+from autoprune.policy import BranchRule, KeyRule, Policy, ProbeRule, ScalePruning, StopRule
+from autoprune.prefix import Recorder, Recording, mapped, moved, record_prefix
 from autoprune.pruning.plan import compile_plan
 from autoprune.search.neighbour import random_vector
-from autoprune.search.shared_prefixes import SharedPrefixes
 from autoprune.search.space import space_for
 from autoprune.search.space_file import read_space
 
@@ -35,7 +34,7 @@ def backbone():  # noqa: ANN201
 
 
 @pytest.fixture(scope="module")
-def prefix(backbone) -> DensePrefix:  # noqa: ANN001
+def prefix(backbone) -> Recording:  # noqa: ANN001
     return record_prefix(backbone, PROMPTS, seed=5, sampling=backbone.sampling)
 
 
@@ -43,7 +42,7 @@ def policy_for(backbone, **decisions: object) -> Policy:  # noqa: ANN001
     return Policy("tiny", backbone.depth, backbone.scale_schedule(), **decisions)
 
 
-def scales_run(backbone, policy: Policy, prefix: DensePrefix) -> list[int]:  # noqa: ANN001
+def scales_run(backbone, policy: Policy, prefix: Recording) -> list[int]:  # noqa: ANN001
     """Checks that starting from the prefix changes no bit, and returns the scales that still ran."""
     start = prefix.start(compile_plan(policy, policy.scale_schedule, policy.depth))
     seen = Scales()
@@ -78,9 +77,68 @@ def test_a_start_from_the_prefix_is_bit_identical_and_runs_the_rest_only(backbon
 SPLIT = {"guidance": BranchRule("adaptive", 4, threshold=1e9), "batch": "split"}
 
 
-@pytest.mark.parametrize("decisions", [{"keys": KeyRule(1, 2)}, SPLIT])
+@pytest.mark.parametrize("decisions", [{"keys": KeyRule(budget=0.5)}, SPLIT])
 def test_what_reaches_back_into_the_prefix_runs_in_full(backbone, prefix, decisions: dict) -> None:  # noqa: ANN001
     assert scales_run(backbone, policy_for(backbone, **decisions), prefix)[0] == 0
+
+
+def test_a_key_rule_starts_where_it_first_takes_keys_away(backbone, prefix) -> None:  # noqa: ANN001
+    assert scales_run(backbone, policy_for(backbone, keys=KeyRule(1, 2)), prefix) == [4, 5, 6]
+
+
+def recorded(backbone, policy: Policy) -> Recording:  # noqa: ANN001
+    recorder = Recorder()
+    generate(backbone, PROMPTS, seed=5, policy=policy, observer=recorder)
+    return Recording(compile_plan(policy, policy.scale_schedule, policy.depth), tuple(recorder.snapshots))
+
+
+EARLY = {4: ScalePruning(keep=0.5, cache_scale=3), 5: ScalePruning(keep=0.5, cache_scale=3)}
+LAST = {6: ScalePruning(keep=0.3, cache_scale=3)}
+DROPPED = BranchRule("cond", 4)
+EXTRAPOLATED = BranchRule("cond", 4, "extrapolate")
+ADAPTIVE = BranchRule("adaptive", 3, "extrapolate", threshold=1e9)
+STOP = StopRule(3, threshold=0.0, share=0.0)
+NEAREST = ScalePruning(keep=0.5, granularity="scale", restorer="nearest")
+PROBE = ProbeRule(3, 2, mean=(0.0, 0.0), deviation=(1.0, 1.0), weights=(0.0, 0.0), drop_cuts=(-3.0, -2.0, -1.0))
+THRESHOLD = ScalePruning(keep=0.9, granularity="scale", restorer="nearest", select="threshold", threshold=0.5)
+DELTA = ScalePruning(keep=0.5, cache_scale=3, scorer={"delta": 1.0}, chunk=2)
+PAIRS = {
+    "more is pruned": ({"scales": EARLY | LAST}, {"scales": EARLY | {6: ScalePruning(keep=0.7, cache_scale=3)}}, 6),
+    "fewer are skipped": ({"scales": EARLY, "skip_last": 1}, {"scales": EARLY}, 6),
+    "another cache": ({"scales": EARLY}, {"scales": EARLY | {6: ScalePruning(keep=0.7, cache_scale=2)}}, 2),
+    "cached at chunks": ({"scales": EARLY}, {"scales": EARLY | {6: replace(CACHED, cache_scale=3, granularity="chunk")}}, 3),
+    "branch": ({"guidance": DROPPED}, {"guidance": DROPPED, "scales": LAST}, 3),
+    "branch, caches": ({"guidance": DROPPED, "scales": LAST}, {"guidance": DROPPED, "scales": EARLY}, 4),
+    "branch dropped later": ({"guidance": DROPPED}, {"guidance": BranchRule("cond", 5)}, 4),
+    "uncond": ({"guidance": BranchRule("uncond", 4)}, {"guidance": BranchRule("uncond", 4), "skip_last": 1}, 5),
+    "extrapolated": ({"guidance": EXTRAPOLATED}, {"guidance": EXTRAPOLATED, "skip_last": 1}, 5),
+    "extrapolated or not": ({"guidance": EXTRAPOLATED}, {"guidance": DROPPED}, 4),
+    "nothing to extrapolate": ({"guidance": DROPPED}, {"guidance": EXTRAPOLATED}, 0),
+    "adaptive": ({"guidance": ADAPTIVE}, {"guidance": ADAPTIVE, "skip_last": 1}, 5),
+    "adaptive, just decided": ({"guidance": ADAPTIVE}, {"guidance": ADAPTIVE, "scales": {4: NEAREST}}, 4),
+    "dropped by data": ({"guidance": ADAPTIVE}, {}, 4),
+    "data would drop": ({}, {"guidance": BranchRule("adaptive", 3, threshold=1e9)}, 3),
+    "stop": ({"stop": STOP}, {"stop": STOP, "guidance": BranchRule("cond", 6)}, 6),
+    "other stop": ({"stop": STOP}, {"stop": StopRule(4, threshold=0.1, share=0.5)}, 4),
+    "probe": ({"probe": PROBE}, {"probe": PROBE, "skip_last": 1}, 5),
+    "dropped by a probe": ({"probe": PROBE}, {}, 4),
+    "a probe would drop": ({"stop": STOP}, {"probe": PROBE}, 3),
+    "threshold": ({"scales": {4: THRESHOLD}}, {"scales": {4: THRESHOLD, 6: THRESHOLD}}, 6),
+    "keys": ({"keys": KeyRule(1, 2)}, {"keys": KeyRule(1, 2), "guidance": BranchRule("cond", 6)}, 6),
+    "other keys": ({"keys": KeyRule(1, 2)}, {"keys": KeyRule(1, 3)}, 4),
+    "budget": ({"keys": KeyRule(budget=0.5)}, {"keys": KeyRule(budget=0.5), "skip_last": 1}, 5),
+    "group": ({"group_from": 4}, {"group_from": 5}, 4),
+    "delta": ({"scales": {4: DELTA, 5: DELTA}}, {"scales": {4: DELTA, 5: DELTA, 6: LAST[6]}}, 6),
+    "delta of another chunk": ({"scales": {4: DELTA}}, {"scales": {4: replace(DELTA, chunk=1)}}, 3),
+    "delta of other chunks": ({"scales": {4: DELTA}}, {"scales": {4: DELTA}, "chunks": 4}, 3),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_pruned_generation_serves_another_up_to_where_they_differ(backbone, name: str) -> None:  # noqa: ANN001
+    first, second, agreed = PAIRS[name]
+    recording, policy = recorded(backbone, policy_for(backbone, **first)), policy_for(backbone, **second)
+    assert scales_run(backbone, policy, recording) == list(range(agreed, policy.run))
 
 
 def test_random_policies_of_the_whole_space_are_bit_identical(backbone, prefix) -> None:  # noqa: ANN001
@@ -91,23 +149,25 @@ def test_random_policies_of_the_whole_space_are_bit_identical(backbone, prefix) 
     assert shortened > 5
 
 
+def tensors(value: object) -> list[torch.Tensor]:
+    found = []
+    mapped(value, lambda tensor: found.append(tensor) or tensor)
+    return found
+
+
 def test_generations_leave_the_prefix_as_it_was(backbone, prefix) -> None:  # noqa: ANN001
-    before = [[tensor.clone() for tensor in snapshot.tensors()] for snapshot in prefix.snapshots]
+    before = [tensor.clone() for tensor in tensors(prefix.snapshots)]
     scales_run(backbone, policy_for(backbone, guidance=BranchRule("cond", 4), scales={6: CACHED}), prefix)
-    after = [list(snapshot.tensors()) for snapshot in prefix.snapshots]
-    assert all(torch.equal(a, b) for old, new in zip(before, after, strict=True) for a, b in zip(old, new, strict=True))
-
-
-def test_the_limit_of_memory_is_kept(backbone, prefix) -> None:  # noqa: ANN001
-    plan = compile_plan(None, backbone.scale_schedule(), backbone.depth)
-    size = prefix.bytes / 2**20
-    shared = SharedPrefixes(int(2.5 * size))
-    assert [shared.start(batch, plan, lambda: prefix) is not None for batch in range(4)] == [True, True, False, False]
-    assert SharedPrefixes(0).start(0, plan, lambda: prefix) is None
-    shared.clear()
-    assert shared.start(0, plan, lambda: prefix) is None
+    assert all(torch.equal(old, new) for old, new in zip(before, tensors(prefix.snapshots), strict=True))
 
 
 def test_the_size_counts_shared_tensors_once(prefix) -> None:  # noqa: ANN001
-    last = prefix.snapshots[-1]
-    assert DensePrefix((last, replace(last))).bytes == DensePrefix((last,)).bytes < prefix.bytes * 1.01
+    last = replace(prefix, snapshots=prefix.snapshots[-1:])
+    assert replace(prefix, snapshots=(*last.snapshots, replace(last.snapshots[0]))).bytes == last.bytes < prefix.bytes * 1.01
+    assert last.bytes >= sum(keys.numel() * 4 * 2 for keys, _, _ in last.snapshots[0].keys)
+
+
+def test_what_moves_is_equal_shares_as_before_and_leaves_the_original(prefix) -> None:  # noqa: ANN001
+    copy = moved(prefix, torch.clone)
+    assert all(torch.equal(old, new) for old, new in zip(tensors(prefix.snapshots), tensors(copy.snapshots), strict=True))
+    assert copy.bytes == prefix.bytes and not copy.storages.keys() & prefix.storages.keys()

@@ -53,11 +53,13 @@ def test_a_geneval_file_gives_prompts_and_tags(tmp_path, name):
         {"prompt": "a caf\u00e9\u2028at night"},
     ]
     content = "\n\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
-    assert read_prompts(written(tmp_path, content, name)).prompts == (
+    found = read_prompts(written(tmp_path, content, name)).prompts
+    assert found == (
         TextPrompt("a photo of a bench", "single_object"),
         TextPrompt("a photo of two clocks", "counting"),
         TextPrompt("a caf\u00e9 at night"),
     )
+    assert [prompt.details for prompt in found] == lines
 
 
 def test_a_folder_has_one_prompt_a_text_file_named_by_its_stem(tmp_path):
@@ -67,6 +69,7 @@ def test_a_folder_has_one_prompt_a_text_file_named_by_its_stem(tmp_path):
     written(tmp_path, "not a prompt", "README.md")
     expected = (TextPrompt("Another one.", "COCOval2014"), TextPrompt("A long paragraph.", "partiprompts7"))
     assert read_prompts(tmp_path).prompts == expected
+    assert [prompt.details["item_id"] for prompt in read_prompts(tmp_path).prompts] == ["COCOval2014", "partiprompts7"]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from autoprune.backbones import load_backbone
-from autoprune.search.sampler_bench import GRID, SamplerCase, measure_samplers
+from autoprune.search.sampler_bench import BARRED, GRID, SamplerCase, measure_samplers, sampler_bars
 from autoprune.search.sampler_plot import save_sampler_plot
 from autoprune.search.settings import SAMPLERS
 
@@ -33,3 +33,10 @@ def test_every_sampler_starts_from_the_presets_and_only_gains(record: dict) -> N
 def test_the_plot_is_drawn(record: dict, tmp_path: Path) -> None:
     image = np.asarray(Image.open(save_sampler_plot(record, tmp_path / "x.png")).convert("RGB"))
     assert len(np.unique(image.reshape(-1, 3), axis=0)) > 100
+
+
+def test_the_bars_ask_more_of_gp_than_random_finds() -> None:
+    case = SamplerCase(trials=6, seeds=1, reference=6, prompts=4, batch=4, space="skip", samplers=BARRED)
+    gp, random = sampler_bars(load_backbone("tiny", weights="random"), case).values()
+    assert gp["ok"] == (gp["value"] >= 0.9) and random["ok"] == (random["value"] <= 0.9)
+    assert all((bar["first_reached"] is None) == (bar["value"] < 0.9) for bar in (gp, random))

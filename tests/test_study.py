@@ -19,7 +19,7 @@ from rich.console import Console
 from autoprune.backbones import load_backbone
 from autoprune.errors import UserError
 from autoprune.policy import Policy, token_count
-from autoprune.search.evaluator import Evaluation, Stop
+from autoprune.search.evaluation import Evaluation, Stop
 from autoprune.search.progress import NullProgress
 from autoprune.search.prompt_files import read_prompts
 from autoprune.search.records import Measurement, StudyResult, TrialRecord
@@ -28,7 +28,7 @@ from autoprune.search.settings import BudgetSettings, LatencySettings, QualitySe
 from autoprune.search.space import SearchSpace, Target, space_for
 from autoprune.search.space_file import read_space
 from autoprune.search.study import run_study
-from autoprune.search.tables import result_table
+from autoprune.search.tables import metric_tables, result_table
 from autoprune.search.tracking import NullTracker
 
 SPACES = Path(__file__).parent.parent / "search_spaces"
@@ -74,6 +74,7 @@ class FormulaEvaluator:
             score=1 - drop,
             score_drop=drop,
             score_drop_interval=(drop - 0.03, drop + 0.03),
+            loss_interval=(loss - 0.004, loss + 0.004),
             peak_memory_mb=100.0,
             prompts=prompts,
             seed=0,
@@ -101,6 +102,9 @@ class FormulaEvaluator:
 
     def validation_steps(self) -> int:
         return 1
+
+    def planned_memory(self, policy: Policy) -> float:
+        return 50.0
 
     def estimated_latency(self, policy: Policy) -> float | None:
         return self.measure(policy).latency * (1.1 if not policy.is_dense() else 1.0)
@@ -266,6 +270,9 @@ def test_exported_numbers_are_held_out_ones_and_every_file_reads_back(tmp_path: 
         assert policy.key() == member.trial.policy.key() and policy.tier == tier
         assert policy.measured["split"] == "held_out" and policy.measured["seed"] == 7
         assert policy.measured["latency_source"] == "measured" and policy.measured["device"] == "cpu"
+        assert policy.measured["loss_interval"][1] == pytest.approx(policy.measured["loss"] + 0.004)
+        validated = {entry.trial.number for entry in (*result.front, *result.rejected)}
+        assert policy.measured["holm"]["members"] == len(validated) and policy.measured["holm"]["promise_p"] <= 0.05
         assert policy.measured["table_error"] == pytest.approx(0.1) and "fastest validated policy" in policy.provenance["rule"]
         assert policy.provenance["trial"] == member.trial.number and policy.provenance["space"] == "fastvar"
     assert result.table_error == pytest.approx(0.1)
@@ -273,6 +280,7 @@ def test_exported_numbers_are_held_out_ones_and_every_file_reads_back(tmp_path: 
     assert "fastvar" in result.presets and not any("random" in name for name in result.presets)
     document = json.loads((tmp_path / "study" / "front.json").read_text())
     assert document["validated"] and len(document["members"]) == len(result.front)
+    assert all((member["holm"]["promise_p"] is None) == (not member["tier"]) for member in document["members"])
     rows = list(csv.DictReader((tmp_path / "study" / "trials.csv").open()))
     assert [int(row["number"]) for row in rows] == [trial.number for trial in result.trials]
     assert float(rows[3]["loss"]) == result.trials[3].measurement.loss
@@ -322,12 +330,16 @@ def test_own_prompts_go_through_a_whole_study_without_scores(tmp_path: Path, bac
     (fast,) = [member for member in again.front if member.tier == "fast"]
     policy = Policy.load(fast.policy_path)
     assert policy.measured["score_drop"] is None and policy.measured["prompts"] == 3
+    metrics = document["members"][-1]["held_out"]["metrics"]
+    assert policy.measured["metrics"] == metrics and list(metrics) == ["psnr", "ssim", "tokens"] and metrics["ssim"]["n"] == 3
     assert "a loss (1 - SSIM to dense) of at most 1," in policy.provenance["rule"] and "score" not in policy.provenance["rule"]
-    files = write_report(again, backbone, config)
+    files = write_report(again, backbone, config, command="python -m autoprune")
     assert len(files.picture_grids) == len({member.tier for member in again.front if member.tier})
     text = io.StringIO()
-    Console(file=text, width=110).print(result_table(again))
-    assert re.search(r"fast +\d\.\d\dx +0\.\d{3} +- +\d+ MB", text.getvalue())
+    Console(file=text, width=110).print(result_table(again), *metric_tables(again))
+    assert re.search(r"fast +\d\.\d\dx ± \d\.\d\d +0\.\d{3} ± 0\.\d{3} +- +\d+ MB +<\.001", text.getvalue())
+    assert re.search(r"psnr \(dB\) ↑ +ssim ↑ +tokens ↑", text.getvalue())
+    assert re.search(r"fast +\d\d\.\d+ \[[\d., ]+\] +0\.\d+ \[0\.", text.getvalue())
 
 
 def test_a_folder_of_other_prompts_is_refused(tmp_path: Path, backbone) -> None:  # noqa: ANN001

@@ -1,13 +1,19 @@
-"""The one attention function: flash-attn where it is installed and usable, PyTorch's fused attention (SDPA) elsewhere.
+"""The one attention function: flash-attn 3 or 2 where installed and usable, PyTorch's fused attention (SDPA) elsewhere.
 
 `python -m autoprune.bench` times explicit products against SDPA on a backbone's own shapes; SDPA wins on CPUs too.
 """
 
-from functools import lru_cache
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+SDPA = "sdpa"
+# By name, best first: the module, and the least and the first unsupported compute capability. 3 is for Hopper alone.
+FLASH = {"flash_attn_3": ("flash_attn_interface", (9, 0), (9, 1)), "flash_attn_2": ("flash_attn", (8, 0), (100, 0))}
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float, mask: Tensor | None = None) -> Tensor:
@@ -15,15 +21,35 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float, mask: Tensor | None
 
     q [R, H, L, D]; k, v [R, H, K, D]; mask is additive and broadcasts to [R, H, L, K]. Result [R, H, L, D].
     """
-    if attention_backend(q, mask) == "flash":
-        return _flash_function()(*(x.transpose(1, 2) for x in (q, k, v)), softmax_scale=scale).transpose(1, 2)
-    return sdpa_attention(q, k, v, scale=scale, mask=mask)
+    name = attention_backend(q, mask)
+    return sdpa_attention(q, k, v, scale=scale, mask=mask) if name == SDPA else flash_attention(q, k, v, scale=scale, name=name)
 
 
 def attention_backend(q: Tensor, mask: Tensor | None) -> str:
-    """Returns which implementation `attend` uses for these inputs: flash or sdpa."""
-    usable = q.device.type == "cuda" and q.dtype in (torch.float16, torch.bfloat16) and mask is None and q.shape[-1] <= 256
-    return "flash" if usable and _flash_function() is not None else "sdpa"
+    """Returns which implementation `attend` uses for these inputs: a name of FLASH, or sdpa."""
+    fits = mask is None and q.shape[-1] <= 256 and q.shape[-1] % 8 == 0
+    return device_backend(q.device, q.dtype) if fits else SDPA
+
+
+def device_backend(device: torch.device, dtype: torch.dtype) -> str:
+    """Returns the implementation for unmasked attention on a device, in a precision."""
+    if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
+        return SDPA
+    return installed_backend(torch.cuda.get_device_capability(device))
+
+
+@cache
+def installed_backend(capability: tuple[int, int]) -> str:
+    """Returns the best implementation that is installed and supports a compute capability."""
+    usable = (name for name, (_, least, end) in FLASH.items() if least <= capability < end)
+    return next((name for name in usable if _flash_function(name) is not None), SDPA)
+
+
+def flash_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, name: str) -> Tensor:
+    """The implementation of that name in FLASH, as `attend` without a mask. Heads come after positions there, and releases of
+    version 3 differ in returning the output alone or a pair with the log-sum-exp."""
+    out = _flash_function(name)(*(x.transpose(1, 2) for x in (q, k, v)), softmax_scale=scale)
+    return (out[0] if isinstance(out, tuple) else out).transpose(1, 2)
 
 
 def explicit_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, mask: Tensor | None = None) -> Tensor:
@@ -40,10 +66,9 @@ def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, mask: Tenso
     return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
 
 
-@lru_cache(maxsize=1)
-def _flash_function():  # noqa: ANN202 (an optional package has no type here)
+@cache
+def _flash_function(name: str) -> Callable | None:
     try:
-        from flash_attn import flash_attn_func
-    except ImportError:
+        return import_module(FLASH[name][0]).flash_attn_func
+    except (ImportError, AttributeError):
         return None
-    return flash_attn_func

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 import torch
 from torch import Tensor
 
+from autoprune.backbones.decoding import DecodePlan, Decoding, decode, decode_plan
 from autoprune.backbones.family import Features, Schedule, Tokenizer, Transformer
 from autoprune.backbones.graphs import GraphCache
 from autoprune.errors import UserError, unknown_name
@@ -94,6 +95,7 @@ class Backbone:
     sampling: Sampling
     schedule_for: Callable[[float], Schedule]
     revision: str = ""
+    decoding: Decoding = Decoding()
     graphs: GraphCache | None = field(default=None, compare=False)
 
     @property
@@ -141,4 +143,8 @@ class Backbone:
 
     def decode(self, latent: Tensor) -> Tensor:
         """Decodes latents [B, d, H, W] to float32 images [B, 3, h, w] in [0, 1]."""
-        return (self.tokenizer.decode(latent) + 1) / 2
+        return (decode(self.tokenizer, latent, self.decoding) + 1) / 2
+
+    def decode_plan(self, latent: Tensor) -> DecodePlan:
+        """Returns how `decode` would run now: whole, in slices of samples or in strips of rows, compiled or not."""
+        return decode_plan(self.tokenizer, latent, self.decoding)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autoprune.backbones.cnn_autoencoder import Decoder, Encoder
+from autoprune.backbones.cnn_autoencoder import Decoder, Encoder, Network
 from autoprune.policy import Grid
 
 MAX_SCALES = 15  # rows of the official level embedding: no schedule is longer
@@ -149,9 +149,9 @@ class BSQTokenizer(nn.Module):
             latent = latent + _bilinear(codes, features.shape[-2:])
             yield QuantisationStep(residual, latent)
 
-    def decode(self, latent: Tensor) -> Tensor:
+    def decode(self, latent: Tensor, run: Network = nn.Module.__call__) -> Tensor:
         """Latent [B, bits, H, W] -> images [B, 3, H * stride, W * stride] float32, clamped to [-1, 1]."""
-        return self.decoder(latent.to(self._dtype)).float().clamp(-1, 1)
+        return run(self.decoder, latent.to(self._dtype)).float().clamp(-1, 1)
 
     @property
     def _dtype(self) -> torch.dtype:

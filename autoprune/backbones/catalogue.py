@@ -1,13 +1,14 @@
 """Every backbone by name, and how it is loaded."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from autoprune.backbones.allocator import keep_freed_memory
 from autoprune.backbones.backbone import Backbone
+from autoprune.backbones.decoding import Decoding
 from autoprune.backbones.embedded import embedded_backbone
 from autoprune.backbones.linear import pack_linears
 from autoprune.backbones.official import RELEASED
@@ -50,7 +51,8 @@ def load_backbone(
 
 @dataclass(frozen=True)
 class LoadArguments:
-    """What every command takes to load a backbone; `text` is the folder of a text encoder, `graphs` auto or none."""
+    """What every command takes to load a backbone; `text` is the folder of a text encoder, `graphs` auto or none,
+    `decode_memory_mb` and `compiler` are those of backbones/decoding.py."""
 
     backbone: str = "tiny"
     weights: str | None = None
@@ -58,11 +60,14 @@ class LoadArguments:
     dtype: str = "auto"
     device: str | None = None
     graphs: str = "auto"
+    decode_memory_mb: int = 0
+    compiler: str = "auto"
 
     def load(self) -> Backbone:
         """Returns the loaded backbone. Raises UserError."""
+        decoding = Decoding(self.decode_memory_mb, self.compiler)
         options = {"device": self.device, "dtype": self.dtype, "text": self.text, "graphs": self.graphs}
-        return load_backbone(self.backbone, weights=self.weights, **options)
+        return replace(load_backbone(self.backbone, weights=self.weights, **options), decoding=decoding)
 
 
 def _built(name: str, weights: str | Path | None, target: Target, text: TextOptions) -> Backbone:

@@ -4,13 +4,15 @@ attention, and VAR's (arXiv 2404.02905), with attention in the deepest level and
 Submodule names follow Infinity's official state dict; `.conv` and `.norm` are the wrappers its keys show.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import zip_longest
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 NORM_EPSILON = 1e-6
+Network = Callable[[nn.Module, Tensor], Tensor]  # applies a decoder to what it takes
 FALLBACK_NORM_GROUPS = 24  # official rule for channel counts that the usual number of groups does not divide
 
 
@@ -50,7 +52,7 @@ class Encoder(nn.Module):
         hidden = self.conv_in(F.pixel_unshuffle(image, self.pixel_patch))
         for level in self.down:
             hidden = level(hidden)
-        return self.conv_out(F.silu(self.norm_out(self.mid(hidden))))
+        return self.conv_out(_silu(self.norm_out(self.mid(hidden))))
 
 
 class Decoder(nn.Module):
@@ -85,8 +87,9 @@ class Decoder(nn.Module):
     def forward(self, latent: Tensor) -> Tensor:
         hidden = self.mid(self.conv_in(latent))
         for level in reversed(self.up):
-            hidden = level(hidden)
-        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(hidden))), self.pixel_patch)
+            for layer in level.layers():  # not level(hidden), which would hold the level's input to its end
+                hidden = layer(hidden)
+        return F.pixel_shuffle(self.conv_out(_silu(self.norm_out(hidden))), self.pixel_patch)
 
 
 class Conv(nn.Module):
@@ -118,9 +121,8 @@ class ResidualBlock(nn.Module):
         self.nin_shortcut = Conv(inputs, outputs, kernel=1) if inputs != outputs else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = self.conv1(F.silu(self.norm1(x)))
-        hidden = self.conv2(F.silu(self.norm2(hidden)))
-        return self.nin_shortcut(x) + hidden
+        """Returns x (through the shortcut) plus the branch. Unnamed steps and sums in place hold no map longer than needed."""
+        return self.conv2(_silu(self.norm2(self.conv1(_silu(self.norm1(x)))))).add_(self.nin_shortcut(x))
 
 
 class AttentionBlock(nn.Module):
@@ -166,10 +168,16 @@ class Level(nn.Module):
         self.downsample = downsample or nn.Identity()
         self.upsample = upsample or nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def layers(self) -> Iterator[nn.Module]:
+        """Yields what the level applies, in order."""
         for block, attention in zip_longest(self.block, self.attn):
-            x = block(x) if attention is None else attention(block(x))
-        return self.upsample(self.downsample(x))
+            yield from (block,) if attention is None else (block, attention)
+        yield from (self.downsample, self.upsample)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers():
+            x = layer(x)
+        return x
 
 
 class Downsample(nn.Module):
@@ -189,6 +197,11 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+def _silu(x: Tensor) -> Tensor:
+    """SiLU of a tensor that nothing else reads, in its place but where gradients are wanted."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
 def _attention(channels: int, norm_groups: int, count: int) -> list[AttentionBlock]:

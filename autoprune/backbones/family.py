@@ -4,8 +4,9 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from autoprune.backbones.cnn_autoencoder import Network
 from autoprune.backbones.kv_buffer import KeyValueBuffer
 from autoprune.policy import Grid
 
@@ -90,8 +91,8 @@ class Tokenizer(Protocol):
     def next_tokens(self, latent: Tensor, grid: Grid) -> Tensor:
         """Latent -> transformer input of a scale [B, h * w, d]."""
 
-    def decode(self, latent: Tensor) -> Tensor:
-        """Latent -> images [B, 3, h, w] float32 in [-1, 1]."""
+    def decode(self, latent: Tensor, run: Network = nn.Module.__call__) -> Tensor:
+        """Latent -> images [B, 3, h, w] float32 in [-1, 1]; `run(decoder, x)` applies the network (backbones/decoding.py)."""
 
 
 ResidualDraw = Callable[[int, tuple[int, ...]], Tensor]

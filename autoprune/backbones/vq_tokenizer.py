@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autoprune.backbones.cnn_autoencoder import Conv, Decoder, Encoder, Norm
+from autoprune.backbones.cnn_autoencoder import Conv, Decoder, Encoder, Network, Norm
 from autoprune.policy import Grid
 
 NORM_GROUPS = 32
@@ -96,10 +96,10 @@ class VQTokenizer(nn.Module):
         steps = list(self._quantisation_steps(features.float(), schedule))
         return [numbers for numbers, _ in steps], steps[-1][1]
 
-    def decode(self, latent: Tensor) -> Tensor:
+    def decode(self, latent: Tensor, run: Network = nn.Module.__call__) -> Tensor:
         """Latent [B, C, H, W] -> images [B, 3, H * stride, W * stride] float32, clamped to [-1, 1]."""
         hidden = self.post_quant_conv(latent.to(self.post_quant_conv.weight.dtype))
-        return self.decoder(hidden.to(self.decoder.conv_in.weight.dtype)).float().clamp(-1, 1)
+        return run(self.decoder, hidden.to(self.decoder.conv_in.weight.dtype)).float().clamp(-1, 1)
 
     def _quantisation_steps(self, features: Tensor, schedule: Sequence[Grid]) -> Iterator[tuple[Tensor, Tensor]]:
         """Official residual rule: area average down, nearest code, what `accumulate` adds is subtracted."""

@@ -38,6 +38,8 @@ def wrap(
 
     `text` is a function from prompts to features, or the authors' pair (T5 tokenizer, T5 encoder); without it the backbone
     generates from features only. `pixel_budget` is their pn; sampling defaults to the released model's of these sizes.
+    The tokenizer keeps its precision and memory format, because others would need a copy; vae.decoder.to(dtype,
+    memory_format=torch.channels_last) beforehand is the faster choice.
     Raises UserError for a model of no known family.
     """
     kind = looks_like(model.state_dict())

@@ -16,14 +16,15 @@ from autoprune.backbones.schedules import position_frame
 from autoprune.generation import Observer, Request, generate_latent
 from autoprune.measure.bars_case import BarsCase, barred_policies, dtype_name, fixed_request, random_infinity
 from autoprune.measure.ceiling import matmul_ceiling
-from autoprune.measure.flops import Workload, scale_flops, text_flops, transformer_shape
-from autoprune.measure.latency import Timing, interleaved
+from autoprune.measure.flops import TransformerShape, Workload, scale_flops, text_flops, transformer_shape
+from autoprune.measure.latency import ScaleClock, Timing, interleaved
 from autoprune.measure.reference_loop import ReferenceRequest, ReferenceRun, reference_run
 from autoprune.policy import Policy
 from autoprune.pruning.plan import ScalePlan
 from autoprune.sampling import Draw
 
 REFERENCE, WHOLE = "reference", "whole"
+CLOCKED = 5  # dense runs that the times of single scales are medians of
 Bar = dict[str, object]
 Timings = Mapping[str, Timing]
 
@@ -47,7 +48,8 @@ def bars_table(bars: Mapping[str, Bar]) -> list[str]:
     """Returns the lines of the terminal table."""
     lines = [f"{'bar':74s} {'value':>7s} {'bar':>5s}"]
     for name, entry in bars.items():
-        lines.append(f"  {name:72s} {entry['value']:7.3f} {entry['bar']:5.2f}  {'ok' if entry['ok'] else 'missed'}")
+        reachable = f"; reachable {entry['reachable']:.3f}" if "reachable" in entry else ""
+        lines.append(f"  {name:72s} {entry['value']:7.3f} {entry['bar']:5.2f}  {'ok' if entry['ok'] else 'missed'}{reachable}")
     return lines
 
 
@@ -78,10 +80,18 @@ class _Rig:
 
     def flops(self, policy: Policy | None = None) -> int:
         """Returns the analytic FLOPs of a generation without its decoder."""
+        request, shape, work = self._work(policy)
+        return text_flops(request.plan, shape, work) + sum(self.scale_flops(policy))
+
+    def scale_flops(self, policy: Policy | None = None) -> list[int]:
+        """Returns the FLOPs of every scale that runs."""
+        request, shape, work = self._work(policy)
+        return [part.total for part in scale_flops(request.plan, shape, work)]
+
+    def _work(self, policy: Policy | None) -> tuple[Request, TransformerShape, Workload]:
         dtype = self.case.dtypes[-1]
         request, shape = self.request(dtype, policy), transformer_shape(self.models[dtype].model)
-        work = Workload(self.batch, request.guidance, request.text.values.shape[1])
-        return text_flops(request.plan, shape, work) + sum(part.total for part in scale_flops(request.plan, shape, work))
+        return request, shape, Workload(self.batch, request.guidance, request.text.values.shape[1])
 
 
 @torch.inference_mode()
@@ -114,7 +124,19 @@ def _dense_bars(rig: _Rig, timings: Timings) -> dict[str, Bar]:
 def _policy_bar(rig: _Rig, timings: Timings, name: str, policy: Policy, least: float) -> Bar:
     ratio, seconds = _compared(timings, dtype_name(rig.case.dtypes[-1]), name)
     flops = rig.flops() / rig.flops(policy)
-    return bar(ratio / flops, least, speed_up=ratio, flop_ratio=flops, **seconds)
+    return bar(ratio / flops, least, speed_up=ratio, flop_ratio=flops, reachable=_reachable(rig, policy) / flops, **seconds)
+
+
+def _reachable(rig: _Rig, policy: Policy) -> float:
+    """Returns the speed-up of a policy whose scales took the time of the dense ones times their share of the FLOPs: selection
+    and restoration free, few tokens as fast each as many."""
+    dtype, clocks = rig.case.dtypes[-1], []
+    for _ in range(CLOCKED):
+        clocks.append(ScaleClock(rig.models[dtype].device, rig.batch))
+        generate_latent(rig.models[dtype], rig.request(dtype), clocks[-1])
+    dense = [median(seconds) for seconds in zip(*([each for _, each in clock.runs] for clock in clocks), strict=True)]
+    kept = zip(dense, rig.scale_flops(policy), rig.scale_flops(), strict=False)  # skipped scales are the last ones
+    return sum(dense) / sum(seconds * own / whole for seconds, own, whole in kept)
 
 
 def _ceiling_bar(rig: _Rig, whole: Timing) -> Bar:

@@ -1,15 +1,21 @@
 """Which machine a number was measured on. A latency without this is not a number."""
 
 import platform
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import cache
 from pathlib import Path
 
 import torch
 
+from autoprune.backbones.attention import device_backend
+
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "i8mm", "sve")  # what products are made of
+
 
 def device_identity(device: torch.device, dtype: torch.dtype) -> dict[str, object]:
-    """Returns type, name, threads, dtype and torch version as JSON values."""
+    """Returns type, name, threads, dtype, torch version and, on CUDA, the attention kernel as JSON values."""
     cuda = device.type == "cuda"
     return {
         "device": device.type,
@@ -17,7 +23,24 @@ def device_identity(device: torch.device, dtype: torch.dtype) -> dict[str, objec
         "threads": torch.get_num_threads(),
         "dtype": str(dtype).removeprefix("torch."),
         "torch": torch.__version__,
-    }
+    } | ({"attention": device_backend(device, dtype)} if cuda else {})
+
+
+def device_conditions(device: torch.device, dtype: torch.dtype) -> dict[str, object]:
+    """Returns device_identity and what else a latency depends on, as far as it is known.
+
+    `attention` is the kernel; on CPUs `instructions` are those of INSTRUCTIONS that the processor has; on CUDA `capability`
+    is the compute capability, `driver` the version of the kernel module and `cuda` what torch was built with. None of this
+    is in device_identity: a study may go on under another driver.
+    """
+    conditions = {**device_identity(device, dtype), "attention": device_backend(device, dtype)}
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        known = {"capability": f"{major}.{minor}", "driver": _driver(), "cuda": torch.version.cuda}
+    else:
+        flags = _processor_entry("flags", "Features").split()
+        known = {"instructions": " ".join(name for name in INSTRUCTIONS if name in flags)}
+    return conditions | {name: value for name, value in known.items() if value}
 
 
 def synchronise(device: torch.device) -> None:
@@ -48,8 +71,24 @@ def one_blas_thread() -> AbstractContextManager:
 
 
 def _processor_name() -> str:
+    return _processor_entry("model name") or platform.processor() or platform.machine()
+
+
+@cache
+def _processor_entry(*names: str) -> str:
+    """Returns an entry of the first processor in Linux's list, empty where there is none."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
     except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+        return ""
+    return next((value.strip() for name, _, value in lines if name.strip() in names), "")
+
+
+@cache
+def _driver() -> str:
+    """Returns the version of NVIDIA's kernel module, empty where Linux does not tell it."""
+    try:
+        found = re.search(r"Module\s+.*?(\d+\.\d+(\.\d+)?)", Path("/proc/driver/nvidia/version").read_text())
+    except OSError:
+        return ""
+    return found[1] if found else ""

@@ -158,11 +158,15 @@ class LatencyTable:
 
     def total(self, keys: Iterable[str]) -> tuple[float, float] | None:
         """Returns the summed median and the spread in seconds per batch, None while one of the keys was never run."""
+        parts = self.parts(keys)
+        return parts and (sum(median for median, _ in parts), sum(spread**2 for _, spread in parts) ** 0.5)
+
+    def parts(self, keys: Iterable[str]) -> list[tuple[float, float]] | None:
+        """Returns the median and spread of each key, None while one of them was never run."""
         keys = list(keys)
         if any(key not in self._samples for key in keys):
             return None
-        parts = [median_and_spread(self._samples[key]) for key in keys]
-        return sum(median for median, _ in parts), sum(spread**2 for _, spread in parts) ** 0.5
+        return [median_and_spread(self._samples[key]) for key in keys]
 
     def _median(self, key: str) -> float:
         return median_and_spread(self._samples[key])[0]

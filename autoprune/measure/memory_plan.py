@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from autoprune.backbones import Backbone
+from autoprune.backbones.allocation_trace import AllocationTrace, on_meta
 from autoprune.backbones.family import Features
 from autoprune.generation import generate_latent, resolve
-from autoprune.measure.allocation_trace import AllocationTrace, on_meta
 from autoprune.measure.flops import transformer_shape, workload
 from autoprune.measure.held_keys import key_counts
 from autoprune.policy import Policy, token_count
@@ -28,7 +28,8 @@ class MemoryPlan:
     """Bytes of one generation. Of the parts, `weights` (transformer, tokenizer, text encoder) stay for ever, and
     `key_values`, `text_key_values` and `caches` (what restoration reads) until the last scale is done.
 
-    `scales` and `decoding` are the most needed at once besides the weights, parts included, in the loop and in the decoder.
+    `scales` and `decoding` are the most needed at once besides the weights, parts included, in the loop and in the decoder,
+    which decodes the batch whole (where less is free, backbones/decoding.py needs less).
     `unwritten` is the part of the K/V buffers that nothing is ever written to: rows after their branch was dropped, and what
     a key budget leaves free. It is allocated, but on CPUs never resident.
     """

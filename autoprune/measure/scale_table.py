@@ -23,6 +23,9 @@ def scale_table(record: Mapping[str, object]) -> list[str]:
         forwards = [forward for forward in row["forwards"] if name == DENSE or _work(forward) not in known]
         lines += _forwards(name, forwards, row["gflop"]) if forwards else []
     lines += _memory(rows)
+    decoder = record["decoder"]
+    way = "in strips" if decoder["strips"] else "compiled" if decoder["compiled"] else "uncompiled"
+    lines.append(f"decoder: {decoder['samples']} at a time, {way}, {decoder['above_loaded_mb']:.1f} MB above the loaded model")
     if "dense_keys_values" in record:
         layouts = record["dense_keys_values"]
         both = f"{layouts['official_mb']:.0f} MB in the official layout, {layouts['ours_mb']:.0f} MB in ours in bfloat16"

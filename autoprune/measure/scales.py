@@ -131,6 +131,7 @@ def measure_scales(
     for name, plan in plans.items():  # after all that is measured: a dry run imports a lot
         rows[name]["predicted"] = predicted_peak(plan, backbone, prompts).megabytes()
     record = {"matmul_ceiling_gflops": ceiling / 1e9, "shape": asdict(shape), "workload": asdict(work), "policies": rows}
+    record["decoder"] = _decoder(backbone, batch)
     if isinstance(backbone.model, Infinity):
         rows_held = batch * (2 if work.guided else 1)
         record["dense_keys_values"] = compared_layouts(plans[DENSE], width=shape.width, rows=rows_held)
@@ -145,6 +146,15 @@ def readable_prompt(backbone: Backbone, prompt: str) -> str:
         backbone.encode_text([CLASS_PROMPT])
         return CLASS_PROMPT
     return prompt
+
+
+@torch.inference_mode()
+def _decoder(backbone: Backbone, batch: int) -> dict[str, object]:
+    """Returns how the images of a batch are decoded, and the memory that takes."""
+    tokenizer = backbone.tokenizer
+    size = (batch, tokenizer.channels, *tokenizer.latent_size(backbone.scale_schedule()))
+    latent = torch.zeros(size, device=backbone.device)
+    return asdict(backbone.decode_plan(latent)) | _peaks(backbone.device, partial(backbone.decode, latent))
 
 
 def _peaks(device: torch.device, run: Callable[[], Tensor]) -> dict[str, float]:

@@ -14,8 +14,8 @@ from autoprune.generation import Observer, generate
 from autoprune.measure.device import device_identity
 from autoprune.measure.latency import Timing, timed
 from autoprune.measure.memory import PeakMemory
-from autoprune.measure.quality import similarity
-from autoprune.measure.statistics import bootstrap_interval, median_and_spread
+from autoprune.measure.metrics.similarity import psnr, ssim
+from autoprune.measure.statistics import bootstrap_interval, median_and_spread, ratio_interval
 from autoprune.policy import Policy
 from autoprune.pruning.plan import WHOLE_SCALE, Plan, ScalePlan, chunk_site, compile_plan, site
 from autoprune.rules import SUBLAYERS
@@ -142,7 +142,7 @@ class _Run:
         self._backbone, self._settings = backbone, settings
         self._policies = {candidate.name: candidate.policy for candidate in candidates}
         self._quality = make_quality(quality, prompts)
-        self._prompts = self._quality.prompts("held_out", settings.prompts)
+        self._prompts = self._quality.prompts("held_out", settings.prompts, seed=settings.seed)
         self._seed = settings.seed + quality.held_out_seed
         self._peaks: dict[str, float] = {}
         self._shares: dict[str, float] = {}
@@ -174,7 +174,6 @@ class _Run:
             candidate=candidate,
             measurement=self._measurement(name, timing),
             speed_up_spread=median_and_spread(ratios)[1],
-            loss_interval=bootstrap_interval(1 - self._images(name, "ssim")),
             batch_quantiles=_quantiles(timing.samples),
             prompt_quantiles=_quantiles([seconds[name] for seconds in self._alone]) if self._alone else None,
             share_computed=self._shares[name],
@@ -236,8 +235,8 @@ class _Run:
         return compile_plan(policy, policy.scale_schedule, policy.depth)
 
     def _pairs(self, images: Tensor, dense: Tensor, prompts: Sequence[object]) -> _Pairs:
-        near = similarity(images, dense)
-        return _Pairs(near.ssim.numpy().astype(float), near.psnr.numpy().astype(float), self._quality.score(images, prompts))
+        near = (measure(images, dense).double().numpy() for measure in (ssim, psnr))
+        return _Pairs(*near, self._quality.score(images, prompts))
 
     def _images(self, name: str, what: str) -> np.ndarray | None:
         return concatenated([getattr(turn.pairs[name], what) for turn in self.rounds if turn.pairs])
@@ -247,12 +246,12 @@ class _Run:
 
     def _measurement(self, name: str, timing: Timing) -> Measurement:
         ssim = self._images(name, "ssim")
-        dense_latency = self._timing(DENSE).median
+        dense = self._timing(DENSE)
         return Measurement(
             latency=timing.median,
             latency_spread=timing.spread,
-            dense_latency=dense_latency,
-            speed_up=dense_latency / timing.median,
+            dense_latency=dense.median,
+            speed_up=dense.median / timing.median,
             loss=float(1 - ssim.mean()),
             ssim=float(ssim.mean()),
             psnr=float(self._images(name, "psnr").mean()),
@@ -262,6 +261,8 @@ class _Run:
             seed=self._seed,
             batch=min(self._settings.batch, len(self._prompts)),
             latency_source="measured",
+            loss_interval=bootstrap_interval(1 - ssim),
+            speed_up_interval=ratio_interval(dense.samples, timing.samples),
         )
 
 

@@ -136,7 +136,7 @@ def _groups(rows: Sequence[ComparedPolicy]) -> dict[tuple[str, bool], list[Compa
 
 def _arms(row: ComparedPolicy) -> tuple[float, float]:
     """Returns how far the interval of the loss reaches below and above it."""
-    loss, (low, high) = row.measurement.loss, row.loss_interval
+    loss, (low, high) = row.measurement.loss, row.measurement.loss_interval
     return max(0.0, loss - low), max(0.0, high - loss)
 
 

@@ -30,7 +30,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class ComparisonSettings:
-    """`rounds` is the least number of timed rounds: every batch of prompts gets one. `per_prompt` prompts are timed alone."""
+    """`rounds` is the least number of timed rounds: every batch of prompts gets one. `per_prompt` prompts are timed alone.
+
+    `seed` chooses prompts and noise. A study's final numbers are of the prompts of seed 0.
+    """
 
     prompts: int
     batch: int
@@ -53,16 +56,15 @@ class ComparisonSettings:
 class ComparedPolicy:
     """One row of a comparison.
 
-    `speed_up_spread` is half the interquartile range of dense / policy seconds of the same round, `loss_interval` the 95 %
-    interval of the mean loss. `batch_quantiles` are p50 and p95 seconds over batches, `prompt_quantiles` over prompts
-    generated alone (None when none was timed). `share_computed` is the share of tokens computed, exactly by the plan,
-    and as counted in the first batch for a policy that decides while it generates.
+    `speed_up_spread` is half the interquartile range of dense / policy seconds of the same round. `batch_quantiles` are p50
+    and p95 seconds over batches, `prompt_quantiles` over prompts generated alone (None when none was timed).
+    `share_computed` is the share of tokens computed, exactly by the plan, and as counted in the first batch for a policy
+    that decides while it generates.
     """
 
     candidate: Candidate
     measurement: Measurement
     speed_up_spread: float
-    loss_interval: tuple[float, float]
     batch_quantiles: tuple[float, float]
     prompt_quantiles: tuple[float, float] | None
     share_computed: float
@@ -102,13 +104,15 @@ def preset_candidates(space: "SearchSpace") -> list[Candidate]:
 def file_candidates(source: Path, target: "Target", *, taken: Sequence[str]) -> list[Candidate]:
     """Reads a policy file or every one in a folder; a file named like another candidate keeps its suffix in its name.
 
-    Raises UserError for a folder without policy files and for a file that is not a valid policy of this target.
+    Raises UserError for a folder without policy files and for a file that is not a valid policy of this target
+    or changes nothing there.
     """
     candidates = []
     for file in policy_files(source):
         policy, name = Policy.load(file), file.name if file.stem in (DENSE, *taken) else file.stem
         try:
             policy.check_fits(target.backbone, target.depth, target.scale_schedule, skippable=target.skippable)
+            policy.check_prunes()
         except UserError as error:
             raise UserError(f"{file}: {error}") from None
         candidates.append(Candidate(name, policy, str(file), "file"))

@@ -84,7 +84,6 @@ def _row_record(row: ComparedPolicy) -> dict[str, object]:
         "adaptive": candidate.policy.adaptive,
         "share_computed": row.share_computed,
         "speed_up_spread": row.speed_up_spread,
-        "loss_interval": list(row.loss_interval),
         **dict(zip(("latency_p50", "latency_p95"), row.batch_quantiles, strict=True)),
         **dict(zip(("prompt_p50", "prompt_p95"), alone, strict=True)),
         **row.measurement.to_plain(),

@@ -92,11 +92,13 @@ class _Study(_Strict):
     seed: int
     discard: bool
     shared_prefix_mb: int
+    shared_prefix_host_mb: int
 
 
 class _Composed(_Strict):
     backbone: BackboneChoice
     prompts: Path | None = None
+    weights: dict[str, Path | None] = {}
     search_spaces: dict[str, object]
     quality: QualitySettings
     latency: LatencySettings
@@ -154,6 +156,8 @@ def read_settings(config: DictConfig) -> RunSettings:
         prompts=prompts,
         discard=valid.study.discard,
         shared_prefix_mb=valid.study.shared_prefix_mb,
+        weights={key: path for key, path in valid.weights.items() if path is not None},
+        shared_prefix_host_mb=valid.study.shared_prefix_host_mb,
     )
     return RunSettings(backbone=valid.backbone, study=study, tracker=valid.tracker, composed=composed)
 

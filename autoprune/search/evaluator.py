@@ -1,105 +1,72 @@
 """Measures policies of a study on a real backbone: same prompts and seeds for all, dense beside every candidate."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
-from typing import Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from autoprune.backbones import Backbone, Sampling
-from autoprune.generation import generate
+from autoprune.generation import Observer, generate
 from autoprune.measure.latency import LatencyTable, ScaleClock, Timing, interleaved, plan_keys, rest_key, timed
 from autoprune.measure.memory import PeakMemory
-from autoprune.measure.quality import similarity
-from autoprune.policy import Policy
-from autoprune.prefix import DensePrefix, record_prefix
+from autoprune.measure.memory_plan import predicted_peak
+from autoprune.measure.metrics import METRICS, ImageBatch, MetricContext
+from autoprune.measure.metrics.suite import MetricSuite, check_size
+from autoprune.measure.metrics.tokens import TokenRecorder
+from autoprune.measure.statistics import bootstrap_interval, ratio_interval
+from autoprune.policy import KeyRule, Policy
+from autoprune.prefix import Recorder, Recording, record_prefix
 from autoprune.pruning.plan import Plan, compile_plan
+from autoprune.search.batches import Batch, Work
+from autoprune.search.comparisons import Comparisons
+from autoprune.search.evaluation import Evaluation, Stop
 from autoprune.search.quality import make_quality
 from autoprune.search.records import Measurement
 from autoprune.search.settings import StudySettings
-from autoprune.search.shared_prefixes import SharedPrefixes
+from autoprune.search.shared_prefixes import SharedPrefixes, Start
 from autoprune.search.tally import DENSE, Pairs, Tally, score_fields
-from autoprune.state import Snapshot
 
-Stop = Callable[[Measurement], str]
 PROBE_FROM_END = 2  # how slow the machine is now is asked of the scale with so many after it: a tenth of a dense run
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """`first` covers the first batch, `measurement` all that ran; `stopped` says why it ended early, else empty."""
-
-    first: Measurement
-    measurement: Measurement
-    stopped: str = ""
-
-
-class Evaluator(Protocol):
-    """The seam between a study and what it measures."""
-
-    def dense(self) -> Measurement:
-        """Measures the reference; called once, before any other method."""
-
-    def evaluate(self, policy: Policy, *, stop: Stop) -> Evaluation:
-        """Measures a policy; after the first batch `stop` may return a reason to end there."""
-
-    def validate(self, policies: Mapping[str, Policy], *, step: Callable[[], bool]) -> dict[str, Measurement]:
-        """Measures policies on held-out prompts and seeds, timed together; calls `step` after each round.
-
-        Ends after at most `validation_steps` rounds, or after `latency.rounds` as soon as `step` returns False.
-        """
-
-    def validation_steps(self) -> int:
-        """Returns how many interleaved rounds `validate` runs at most."""
-
-    def estimated_latency(self, policy: Policy) -> float | None:
-        """Returns the table's seconds per batch, None without a table or for unseen scales."""
-
-    def state(self) -> dict[str, object]:
-        """Returns, as JSON values, what a resumed study can reuse."""
-
-
-@dataclass(frozen=True)
-class _Work:
-    """One generation's prompts, the number of its first sample and the noise seed."""
-
-    prompts: list[object]
-    first_sample: int
-    seed: int
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """A piece of work with the dense images and scores (None without any) to pair with."""
-
-    work: _Work
-    images: Tensor
-    score: np.ndarray | None
+class _RecordingClock(ScaleClock, Recorder):
+    def __init__(self, device: torch.device, batch: int, *, keeps: bool) -> None:
+        ScaleClock.__init__(self, device, batch)
+        Recorder.__init__(self, keeps=keeps)
 
 
 class GenerationEvaluator:
     """Generates, compares and times on a backbone. Holds the dense images of the search prompts in memory.
 
-    `table` continues the latency table of a resumed study.
+    `table` continues the latency table of a resumed study. `overlaps`: whether images are compared while the next batch is
+    generated, which is then not timed; by default on CUDA only, as on a CPU it would slow down the generation beside it.
     """
 
-    def __init__(self, backbone: Backbone, settings: StudySettings, *, table: LatencyTable | None = None) -> None:
+    def __init__(
+        self, backbone: Backbone, settings: StudySettings, *, table: LatencyTable | None = None, overlaps: bool | None = None
+    ) -> None:
         self._backbone, self._settings = backbone, settings
+        self._overlaps = backbone.device.type == "cuda" if overlaps is None else overlaps
         self._quality = make_quality(settings.quality, settings.prompts)
-        self._batches: list[_Batch] = []
+        self._loaded(*settings.quality.metrics)  # a file that cannot be loaded must not be found out at the end
+        self._suite = self._loaded("ssim", "psnr", settings.quality.loss)
+        self._batches: list[Batch] = []
         self._turn = 0
         self._asked: float | None = None
         self._table = table
-        self._prefixes = SharedPrefixes(settings.shared_prefix_mb if settings.shares_prefixes else 0)
+        limit, host = settings.shared_prefix_mb, settings.shared_prefix_host_mb if backbone.device.type == "cuda" else 0
+        self._prefixes = SharedPrefixes(limit if settings.shares_prefixes else 0, device=backbone.device, host_mb=host)
 
     def dense(self) -> Measurement:
         prompts = self._quality.prompts("search", self._settings.quality.prompts)
         works = self._split(prompts, self._settings.seed)
         with PeakMemory(self._backbone.device) as memory:
-            self._generate(None, works[0])
+            images = self._generate(None, works[0])
+        check_size((*self._settings.quality.metrics, self._settings.quality.loss), min(images.shape[2:]))
         full = []
         for work in works:
             images, runs = self._timed_by_scale(None, work)
@@ -114,18 +81,20 @@ class GenerationEvaluator:
         return self._measurement(pairs, timing, timing.median, memory.megabytes)
 
     def evaluate(self, policy: Policy, *, stop: Stop) -> Evaluation:
-        parts, ran = [], []
+        ran, compared = [], Comparisons(self._compare, device=self._backbone.device, beside=self._may_overlap(policy))
         self._asked = None
-        with self._memory_where_limited() as memory:
-            for batch in self._batches:
-                images, keys = self._run(policy, batch.work)
-                parts.append(self._compare(images, batch))
+        limited = self._settings.quality.max_memory_mb is not None
+        with PeakMemory(self._backbone.device) if limited else nullcontext() as memory, compared:
+            for number, batch in enumerate(self._batches):
+                images, keys = self._run(policy, batch.work, alone=not compared.busy)
+                compared.add(images, batch)
                 ran += [keys] if keys else []
-                if len(parts) == 1:
-                    first = self._estimated(parts, ran)
+                if number == 0:
+                    first = self._estimated(compared.results(), ran)
                     reason = stop(first)
                     if reason:
                         return Evaluation(first, first, reason)
+            parts = compared.results()
         table = self._settings.latency.name == "table"
         measurement = self._estimated(parts, ran) if table else self._measured(policy, parts)
         return Evaluation(first, replace(measurement, peak_memory_mb=memory and memory.megabytes))
@@ -140,20 +109,25 @@ class GenerationEvaluator:
             with PeakMemory(self._backbone.device) as memory:
                 self._generate(policy, works[0])
             tally.peaks[name] = memory.megabytes
+        suite = self._loaded("ssim", "psnr", self._settings.quality.loss, *self._settings.quality.metrics)
         for turn in range(self.validation_steps()):
             work = works[turn % len(works)]
-            images, seconds = self._timed(None, work)
-            batch, times = self._paired(work, images), {DENSE: seconds}
+            recorder = TokenRecorder()
+            images, seconds = self._timed(None, work, recorder)
+            batch, times = self._paired(work, images, recorder.tokens()), {DENSE: seconds}
+            if turn < len(works):
+                tally.dense.append(suite.measure_dense(self._pictures(images, batch, batch.tokens)))
             for name in tally.order(turn):
-                images, times[name] = self._timed(policies[name], work)
+                recorder = TokenRecorder()
+                images, times[name] = self._timed(policies[name], work, recorder)
                 if turn < len(works):
-                    tally.parts[name].append(self._compare(images, batch))
+                    tally.parts[name].append(self._compare(images, batch, suite, recorder.tokens(batch.tokens)))
             if self._full(work):
                 tally.add(times)
             if not step() and turn + 1 >= self._settings.latency.rounds:
                 break
         dense = Timing.of(tally.seconds[DENSE]).median
-        return {name: replace(self._tallied(tally, name, dense), seed=seed) for name in policies}
+        return {name: replace(self._tallied(tally, name, dense, suite), seed=seed) for name in policies}
 
     def validation_steps(self) -> int:
         """Returns the rounds of `validate`: every held-out batch once, and at least `latency.rounds`."""
@@ -165,37 +139,57 @@ class GenerationEvaluator:
         estimate = self._table.total(plan_keys(self._plan(policy)))
         return estimate and estimate[0]
 
+    def planned_memory(self, policy: Policy) -> float:
+        texts = self._quality.texts(self._batches[0].work.prompts)
+        planned = predicted_peak(self._plan(policy), self._backbone, texts)
+        return (planned.weights + planned.above_loaded(self._backbone.device)) / 2**20
+
     def state(self) -> dict[str, object]:
         return self._table.to_plain() if self._table else {}
 
-    def _run(self, policy: Policy, work: _Work) -> tuple[Tensor, list[str]]:
+    def _run(self, policy: Policy, work: Work, *, alone: bool) -> tuple[Tensor, list[str]]:
         """Returns images and the table's keys of everything a whole generation runs, none for a batch that is not full.
 
-        Scales that were taken from the dense prefix count as dense ones, what data decided as what really ran.
+        Scales that were taken from a prefix count as the ones that left it, what data decided as what really ran. What does
+        not run `alone` is not timed.
         """
-        plan = self._plan(policy)
-        start = None
+        plan, start = self._plan(policy), None
         if not policy.probe:  # it decodes between scales, which only a whole generation times
             start = self._prefixes.start(work.first_sample, plan, partial(self._recorded, work))
-        images, runs = self._timed_by_scale(policy, work, start)
+        keeps = self._prefixes.active and not (policy.adaptive and policy.batch == "split")
+        keeps = keeps and self._backbone.graphs is None  # what is timed runs as it will, and graphs write over snapshots
+        if start is None and plan.keys != KeyRule():  # keys are copied then, which would be timed as lying outside scales
+            keeps = False
+        if alone:
+            watch = _RecordingClock(self._backbone.device, len(work.prompts), keeps=keeps)
+            images, runs = self._timed_by_scale(policy, work, start, watch)
+            keys = [*(start.keys if start else ()), *(key for key, _ in runs), *([rest_key(plan)] if start else [])]
+        else:
+            watch = Recorder(keeps=keeps)
+            images, runs, keys = self._generate(policy, work, watch, start), [], plan_keys(plan)
+        self._prefixes.keep(work.first_sample, Recording(plan, tuple(watch.snapshots)), keys)
         if not self._full(work):
             return images, []
-        self._table.add(runs, slowness=self._table.slowness(runs) or self._slowness_beside())
-        before = [] if start is None else plan_keys(self._plan(None))[: start.scales]
-        return images, [*before, *(key for key, _ in runs), *([] if start is None else [rest_key(plan)])]
+        if alone:
+            self._table.add(runs, slowness=self._table.slowness(runs) or self._slowness_beside())
+        return images, keys
 
     def _timed_by_scale(
-        self, policy: Policy | None, work: _Work, start: Snapshot | None = None
+        self, policy: Policy | None, work: Work, start: Start | None = None, clock: ScaleClock | None = None
     ) -> tuple[Tensor, list[tuple[str, float]]]:
         """Returns images and seconds by key; what lies outside the scales only of a generation that ran in full."""
-        clock = ScaleClock(self._backbone.device, len(work.prompts))
+        clock = clock or ScaleClock(self._backbone.device, len(work.prompts))
         images, seconds = timed(partial(self._generate, policy, work, clock, start), self._backbone.device)
         rest = [] if start else [(rest_key(self._plan(policy)), seconds - clock.seconds)]
         return images, clock.runs + rest
 
-    def _recorded(self, work: _Work) -> DensePrefix:
+    def _recorded(self, work: Work) -> Recording:
         texts = self._quality.texts(work.prompts)
         return record_prefix(self._backbone, texts, seed=work.seed, sampling=self._sampling(work))
+
+    def _may_overlap(self, policy: Policy) -> bool:
+        """Returns whether batches may go untimed: not where each may run what the table has never seen, or memory counts."""
+        return self._overlaps and not policy.adaptive and self._settings.quality.max_memory_mb is None
 
     def _slowness_beside(self) -> float:
         """Returns how slow the machine is, asked once a trial: its scales are known from the third batch on."""
@@ -233,57 +227,72 @@ class GenerationEvaluator:
         work, latency = self._batches[0].work, self._settings.latency
         runs = {DENSE: partial(self._generate, None, work), "policy": partial(self._generate, policy, work)}
         timings = interleaved(runs, rounds=latency.rounds, warm_up=latency.warm_up, device=self._backbone.device)
-        return self._measurement(Pairs.joined(parts), timings["policy"], timings[DENSE].median)
+        measurement = self._measurement(Pairs.joined(parts), timings["policy"], timings[DENSE].median)
+        return replace(measurement, speed_up_interval=ratio_interval(timings[DENSE].samples, timings["policy"].samples))
 
-    def _tallied(self, tally: Tally, name: str, dense: float) -> Measurement:
-        return self._measurement(Pairs.joined(tally.parts[name]), Timing.of(tally.seconds[name]), dense, tally.peaks[name])
+    def _tallied(self, tally: Tally, name: str, dense: float, suite: MetricSuite) -> Measurement:
+        parts, seconds = tally.parts[name], tally.seconds
+        measurement = self._measurement(Pairs.joined(parts), Timing.of(seconds[name]), dense, tally.peaks[name])
+        return replace(
+            measurement,
+            speed_up_interval=ratio_interval(seconds[DENSE], seconds[name]),
+            metrics=suite.summed(self._settings.quality.metrics, [part.found for part in parts], tally.dense),
+        )
 
     def _measurement(self, pairs: Pairs, timing: Timing, dense_latency: float, memory: float | None = None) -> Measurement:
-        ssim = float(pairs.ssim.mean())
+        ssim, chosen = float(pairs.found["ssim"].mean()), self._settings.quality.loss
+        losses = np.abs(METRICS[chosen].info.perfect - pairs.found[chosen])
         return Measurement(
             latency=timing.median,
             latency_spread=timing.spread,
             dense_latency=dense_latency,
             speed_up=dense_latency / timing.median,
-            loss=1 - ssim,
+            loss=float(losses.mean()),
             ssim=ssim,
-            psnr=float(pairs.psnr.mean()),
+            psnr=float(pairs.found["psnr"].mean()),
             **score_fields(pairs.dense, pairs.score),
             peak_memory_mb=memory,
-            prompts=len(pairs.ssim),
+            prompts=len(pairs.found["ssim"]),
             seed=self._settings.seed,
             batch=len(self._batches[0].work.prompts),
             latency_source="measured",
+            loss_interval=bootstrap_interval(losses),
         )
 
-    def _paired(self, work: _Work, images: Tensor) -> _Batch:
-        return _Batch(work, images, self._quality.score(images, work.prompts))
+    def _paired(self, work: Work, images: Tensor, tokens: tuple[Tensor, ...] = ()) -> Batch:
+        return Batch(work, images, self._quality.score(images, work.prompts), tokens)
 
-    def _compare(self, images: Tensor, batch: _Batch) -> Pairs:
-        near = similarity(images, batch.images)
-        score = self._quality.score(images, batch.work.prompts)
-        return Pairs(near.ssim.numpy().astype(float), near.psnr.numpy().astype(float), score, batch.score)
+    def _compare(
+        self, images: Tensor, batch: Batch, suite: MetricSuite | None = None, tokens: tuple[Tensor, ...] = ()
+    ) -> Pairs:
+        found = (suite or self._suite).measure(self._pictures(images, batch, tokens))
+        return Pairs(self._quality.score(images, batch.work.prompts), batch.score, found)
 
-    def _timed(self, policy: Policy | None, work: _Work) -> tuple[Tensor, float]:
-        return timed(partial(self._generate, policy, work), self._backbone.device)
+    def _pictures(self, images: Tensor, batch: Batch, tokens: tuple[Tensor, ...]) -> ImageBatch:
+        prompts = batch.work.prompts
+        texts, details = self._quality.texts(prompts), self._quality.details(prompts)
+        return ImageBatch(images, texts, details, batch.images, tokens, batch.tokens)
+
+    def _loaded(self, *names: str) -> MetricSuite:
+        return MetricSuite(names, MetricContext(self._backbone.device, self._settings.weights))
+
+    def _timed(self, policy: Policy | None, work: Work, observer: Observer | None = None) -> tuple[Tensor, float]:
+        return timed(partial(self._generate, policy, work, observer), self._backbone.device)
 
     def _generate(
-        self, policy: Policy | None, work: _Work, clock: ScaleClock | None = None, start: Snapshot | None = None
+        self, policy: Policy | None, work: Work, observer: Observer | None = None, start: Start | None = None
     ) -> Tensor:
-        texts, sampling = self._quality.texts(work.prompts), self._sampling(work)
-        return generate(self._backbone, texts, policy=policy, seed=work.seed, sampling=sampling, observer=clock, start=start)
+        texts, sampling, snapshot = self._quality.texts(work.prompts), self._sampling(work), start and start.snapshot
+        options = {"seed": work.seed, "sampling": sampling, "observer": observer, "start": snapshot}
+        return generate(self._backbone, texts, policy=policy, **options)
 
-    def _sampling(self, work: _Work) -> Sampling:
+    def _sampling(self, work: Work) -> Sampling:
         return replace(self._backbone.sampling, first_sample=work.first_sample)
 
-    def _memory_where_limited(self) -> AbstractContextManager[PeakMemory | None]:
-        limited = self._settings.quality.max_memory_mb is not None
-        return PeakMemory(self._backbone.device) if limited else nullcontext()
-
-    def _split(self, prompts: Sequence[object], seed: int) -> list[_Work]:
+    def _split(self, prompts: Sequence[object], seed: int) -> list[Work]:
         size = self._settings.latency.batch
-        return [_Work(list(prompts[start : start + size]), start, seed) for start in range(0, len(prompts), size)]
+        return [Work(list(prompts[start : start + size]), start, seed) for start in range(0, len(prompts), size)]
 
-    def _full(self, work: _Work) -> bool:
+    def _full(self, work: Work) -> bool:
         """Returns whether a batch is of the size that latencies refer to; the last one may be smaller."""
         return work.first_sample == 0 or len(work.prompts) == self._settings.latency.batch

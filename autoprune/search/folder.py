@@ -10,6 +10,7 @@ from typing import Self
 from autoprune.errors import UserError
 from autoprune.files import write_whole
 
+IDENTITY_FILE = "study.json"
 _ASPECTS = {
     "backbone": "backbone",
     "weights": "weights",
@@ -63,7 +64,7 @@ class StudyFolder:
 
     def _check_identity(self) -> None:
         """Compares with study.json, or writes it. A journal without study.json is not ours to continue."""
-        known = self.read_json("study.json")
+        known = self.read_json(IDENTITY_FILE)
         if known is None and self.file("study.journal").exists():
             raise UserError(
                 f"study folder {str(self.path)!r} has a journal but no readable study.json; set another study.name."
@@ -75,7 +76,7 @@ class StudyFolder:
                     f"({_short(known.get(key))}, now {_short(self._identity.get(key))}); set another study.name."
                 )
         if known is None:
-            self.write("study.json", json.dumps(self._identity, indent=2) + "\n")
+            self.write(IDENTITY_FILE, json.dumps(self._identity, indent=2) + "\n")
 
 
 def _short(value: object) -> str:

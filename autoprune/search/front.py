@@ -29,6 +29,17 @@ def hypervolume(points: Iterable[Point], reference: Point) -> float:
     return area
 
 
+def hypervolume_history(trials: Iterable[TrialRecord], reference: Point) -> list[float]:
+    """Returns the hypervolume of the search front after each trial, in the order given."""
+    front: list[Point] = []
+    areas = []
+    for trial in trials:
+        if may_lead(trial):
+            front = non_dominated([*front, objectives(trial.measurement)], lambda point: point)
+        areas.append(hypervolume(front, reference))
+    return areas
+
+
 def reference_of(points: Iterable[Point]) -> Point:
     """Returns the corner that areas of these points are measured from: dense latency, a tenth above the largest loss."""
     return 0.0, 1.1 * max((loss for _, loss in points), default=0.0) + 1e-6

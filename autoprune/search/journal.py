@@ -1,6 +1,8 @@
 """Trials in and out of the Optuna journal, the one place a study is stored. Everything a record holds travels along."""
 
+import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import optuna
@@ -11,7 +13,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from autoprune.policy import Policy
-from autoprune.search.evaluator import Evaluation
+from autoprune.search.evaluation import Evaluation
 from autoprune.search.front import objectives
 from autoprune.search.records import Measurement, TrialRecord
 
@@ -30,6 +32,7 @@ class StudyJournal:
             directions=["minimize", "minimize"],
             load_if_exists=True,
         )
+        self._seconds = 0.0
 
     def reclaim(self) -> int:
         """Fails the trials a stopped run left unfinished and queues their vectors again; returns how many were queued.
@@ -62,7 +65,13 @@ class StudyJournal:
 
     def ask(self, space: dict[str, BaseDistribution]) -> Trial:
         """Returns the next trial, queued ones first."""
-        return self._study.ask(fixed_distributions=space)
+        with self._sampling():
+            return self._study.ask(fixed_distributions=space)
+
+    def spent_sampling(self) -> float:
+        """Returns the seconds spent in asking and telling since it was last called."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
 
     @staticmethod
     def source(trial: Trial) -> str:
@@ -71,11 +80,12 @@ class StudyJournal:
 
     def tell(self, trial: Trial, record: TrialRecord, *, first: Measurement, constraints: Mapping[str, float]) -> None:
         """Finishes a trial with its values; the record is stored before the trial counts as finished."""
-        for key, value in constraints.items():
-            trial.set_constraint(key, value)
-        trial.set_user_attr(_RECORD, _plain(record))
-        trial.set_user_attr(_FIRST, first.to_plain())
-        self._study.tell(trial, list(objectives(record.measurement)))
+        with self._sampling():
+            for key, value in constraints.items():
+                trial.set_constraint(key, value)
+            trial.set_user_attr(_RECORD, _plain(record))
+            trial.set_user_attr(_FIRST, first.to_plain())
+            self._study.tell(trial, list(objectives(record.measurement)))
 
     def fail(self, trial: Trial, record: TrialRecord) -> None:
         """Finishes a trial that raised."""
@@ -97,10 +107,18 @@ class StudyJournal:
             if _RECORD in trial.user_attrs and trial.state.is_finished():
                 yield _record(trial), _first(trial)
 
+    @contextmanager
+    def _sampling(self) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self._seconds += time.perf_counter() - began
+
 
 def _plain(record: TrialRecord) -> dict[str, object]:
     measurement = record.measurement and record.measurement.to_plain()
-    plain = {name: getattr(record, name) for name in ("number", "source", "feasible", "state", "seconds", "note")}
+    plain = {
+        name: getattr(record, name) for name in ("number", "source", "feasible", "state", "seconds", "note", "sampler_seconds")
+    }
     return plain | {"policy": record.policy.to_json(), "measurement": measurement}
 
 

@@ -5,8 +5,8 @@ GenEval (arXiv 2310.11513) ships one JSON object a line, DPG-Bench (arXiv 2403.0
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from autoprune.errors import UserError, unknown_name
@@ -17,10 +17,15 @@ _SETTINGS = {"search": "quality.prompts", "held_out": "quality.held_out_prompts"
 
 @dataclass(frozen=True)
 class TextPrompt:
-    """A prompt of a file; `label` is GenEval's tag or the stem of DPG-Bench's file, else empty."""
+    """A prompt of a file; `label` is GenEval's tag or the stem of DPG-Bench's file, else empty.
+
+    `details` is the whole JSON object that the prompt came with, or `item_id` as DPG-Bench calls that stem, for metrics that
+    check what it asks for; no part of identity.
+    """
 
     text: str
     label: str = ""
+    details: Mapping[str, object] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,12 @@ class PromptFile:
 
     def sha256(self) -> str:
         """Returns what identifies the prompts, whatever their order, labels and file."""
-        return hashlib.sha256("\n".join(sorted(prompt.text for prompt in self.prompts)).encode(errors="replace")).hexdigest()
+        return texts_sha256(prompt.text for prompt in self.prompts)
+
+
+def texts_sha256(texts: Iterable[str]) -> str:
+    """Returns what identifies a set of prompts, whatever their order."""
+    return hashlib.sha256("\n".join(sorted(texts)).encode(errors="replace")).hexdigest()
 
 
 def read_prompts(source: Path) -> PromptFile:
@@ -75,25 +85,26 @@ def read_prompts(source: Path) -> PromptFile:
 
 
 def _of_folder(folder: Path) -> Iterator[TextPrompt]:
-    return _filled((_text(file), file.stem) for file in sorted(folder.glob("*.txt")))
+    files = sorted(folder.glob("*.txt"))
+    return _filled(TextPrompt(_text(file), file.stem, {"item_id": file.stem}) for file in files)
 
 
 def _of_file(file: Path) -> Iterator[TextPrompt]:
     text = _text(file)
     if file.suffix == ".jsonl" or text.lstrip().startswith("{"):
         return _filled(_of_object(line, f"{file}, line {number}") for number, line in _numbered(text))
-    return _filled((line, "") for _, line in _numbered(text))
+    return _filled(TextPrompt(line) for _, line in _numbered(text))
 
 
-def _filled(found: Iterable[tuple[str, str]]) -> Iterator[TextPrompt]:
-    """Yields the prompts that have words."""
-    for text, label in found:
-        if text.strip():
-            yield TextPrompt(" ".join(text.split()), label)
+def _filled(found: Iterable[TextPrompt]) -> Iterator[TextPrompt]:
+    """Yields the prompts that have words, with one space between them."""
+    for prompt in found:
+        if prompt.text.strip():
+            yield replace(prompt, text=" ".join(prompt.text.split()))
 
 
-def _of_object(line: str, where: str) -> tuple[str, str]:
-    """Returns prompt and tag of one line of JSON."""
+def _of_object(line: str, where: str) -> TextPrompt:
+    """Returns the prompt of one line of JSON, its tag as the label."""
     try:
         document = json.loads(line)
     except json.JSONDecodeError as error:
@@ -102,7 +113,7 @@ def _of_object(line: str, where: str) -> tuple[str, str]:
     prompt = document.get("prompt") if isinstance(document, dict) else None
     if not isinstance(prompt, str):
         raise UserError(f'every line must be a JSON object with a text "prompt", got {_short(line)} in {where}; add it.')
-    return prompt, str(document.get("tag", ""))
+    return TextPrompt(prompt, str(document.get("tag", "")), document)
 
 
 def _numbered(text: str) -> Iterator[tuple[int, str]]:

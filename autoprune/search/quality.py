@@ -1,6 +1,6 @@
 """What a study calls quality: which prompts, and how an image is scored against its prompt."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -9,6 +9,8 @@ from torch import Tensor
 
 from autoprune.backbones import Backbone
 from autoprune.measure.device import one_blas_thread
+from autoprune.measure.metrics.geneval import GenEval
+from autoprune.measure.metrics.geneval_rules import read_tasks
 from autoprune.search.prompt_files import PromptFile, TextPrompt
 from autoprune.search.settings import QualitySettings, StudySettings
 from autoprune.testbed.captions import Prompt, prompt_set
@@ -18,9 +20,11 @@ from autoprune.testbed.score import score_images
 class Quality(Protocol):
     """Prompts of the two disjoint splits, and a score in [0, 1] per image (1 is right), None where nothing scores."""
 
-    def prompts(self, split: str, count: int) -> Sequence[object]: ...
+    def prompts(self, split: str, count: int, *, seed: int = 0) -> Sequence[object]: ...
 
     def texts(self, prompts: Sequence[object]) -> list[str]: ...
+
+    def details(self, prompts: Sequence[object]) -> list[Mapping[str, object]]: ...
 
     def score(self, images: Tensor, prompts: Sequence[object]) -> np.ndarray | None: ...
 
@@ -31,13 +35,17 @@ class SceneQuality:
     def __init__(self, settings: QualitySettings) -> None:
         self._threshold = settings.threshold
 
-    def prompts(self, split: str, count: int) -> list[Prompt]:
+    def prompts(self, split: str, count: int, *, seed: int = 0) -> list[Prompt]:
         """Returns `count` prompts of "search" or "held_out", balanced over tasks, the same at every call."""
-        return prompt_set(split, count)
+        return prompt_set(split, count, seed=seed)
 
     def texts(self, prompts: Sequence[Prompt]) -> list[str]:
         """Returns what the text encoder reads."""
         return [prompt.text for prompt in prompts]
+
+    def details(self, prompts: Sequence[Prompt]) -> list[Mapping[str, object]]:
+        """Returns nothing for any prompt."""
+        return [{} for _ in prompts]
 
     def score(self, images: Tensor, prompts: Sequence[Prompt]) -> np.ndarray:
         """Returns 1.0 for a right and 0.0 for a wrong image, [B]."""
@@ -51,13 +59,17 @@ class FidelityQuality:
     def __init__(self, prompts: PromptFile) -> None:
         self._prompts = prompts
 
-    def prompts(self, split: str, count: int) -> list[TextPrompt]:
+    def prompts(self, split: str, count: int, *, seed: int = 0) -> list[TextPrompt]:
         """Returns `count` prompts of "search" or "held_out", the same at every call. Raises UserError for too few."""
-        return self._prompts.take(split, count)
+        return self._prompts.take(split, count, seed=seed)
 
     def texts(self, prompts: Sequence[TextPrompt]) -> list[str]:
         """Returns what the text encoder reads."""
         return [prompt.text for prompt in prompts]
+
+    def details(self, prompts: Sequence[TextPrompt]) -> list[Mapping[str, object]]:
+        """Returns what the file said of each prompt."""
+        return [prompt.details for prompt in prompts]
 
     def score(self, images: Tensor, prompts: Sequence[TextPrompt]) -> None:
         """Returns None."""
@@ -68,11 +80,22 @@ def make_quality(settings: QualitySettings, prompts: PromptFile | None) -> Quali
     return SceneQuality(settings) if prompts is None else FidelityQuality(prompts)
 
 
+def held_out_texts(settings: StudySettings) -> list[str]:
+    """Returns the texts of a study's held-out prompts, in the order they are measured in."""
+    quality = make_quality(settings.quality, settings.prompts)
+    return quality.texts(quality.prompts("held_out", settings.quality.held_out_prompts))
+
+
 def check_prompts(settings: StudySettings, backbone: Backbone) -> None:
-    """Encodes every prompt of a study, so that the UserError for one the backbone cannot read comes before any work."""
+    """Encodes every prompt of a study, so that the UserError for one the backbone cannot read, or that GenEval cannot judge
+    where its metric is asked for, comes before any work.
+    """
     quality = make_quality(settings.quality, settings.prompts)
     for split, count in settings.quality.counts.items():
-        check_texts(quality.texts(quality.prompts(split, count)), backbone, batch=settings.latency.batch)
+        prompts = quality.prompts(split, count)
+        check_texts(quality.texts(prompts), backbone, batch=settings.latency.batch)
+        if split == "held_out" and GenEval.info.name in settings.quality.metrics:
+            read_tasks(quality.details(prompts), quality.texts(prompts))
 
 
 @torch.inference_mode()

@@ -1,9 +1,12 @@
 """What a study produces: measurements, trials, front members. Plain frozen data that reports, plots and trackers read."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import median
 
+from autoprune.measure.metrics.summary import MetricValue
+from autoprune.measure.statistics import Interval
 from autoprune.policy import Policy
 
 STATES = ("complete", "discarded", "failed")
@@ -14,11 +17,15 @@ TIERS = ("lossless", "high", "balanced", "fast")
 class Measurement:
     """One policy against dense on the same prompts and seeds.
 
-    Latencies are seconds per batch: `latency` the median, `latency_spread` half the interquartile range. `loss` is
-    1 - SSIM against the dense images (0 is dense), `psnr` is in dB. `score_drop` is the paired mean of dense minus
-    pruned scene score (positive is worse) with its 95 % interval. `latency_source` is `measured` for real interleaved
-    runs and `table` for an estimate summed from per-scale times. `peak_memory_mb` is None where nothing limits it in trials,
-    the score fields are None for prompts that nothing scores.
+    Latencies are seconds per batch: `latency` the median, `latency_spread` half the interquartile range. `loss` (0 is dense)
+    is what the study minimises, by default 1 - SSIM against the dense images, `psnr` is in dB. `score_drop` is the paired mean
+    of dense minus pruned scene score (positive is worse) with its 95 % interval. `latency_source` is `measured` for real
+    interleaved runs and `table` for an estimate summed from per-scale times. `peak_memory_mb` is None where nothing limits it
+    in trials, the score fields are None for prompts that nothing scores.
+
+    Intervals are 95 %: `loss_interval` of the mean loss over prompts, `speed_up_interval` of the speed-up over interleaved
+    rounds (None for estimates). `score_flips` counts prompts lost and gained where scores are right or wrong. All three are
+    None in records of studies from before they were measured. `metrics` holds those of quality.metrics, from held-out prompts.
     """
 
     latency: float
@@ -37,6 +44,10 @@ class Measurement:
     seed: int
     batch: int
     latency_source: str
+    loss_interval: Interval | None = None
+    speed_up_interval: Interval | None = None
+    score_flips: tuple[int, int] | None = None
+    metrics: Mapping[str, MetricValue] = field(default_factory=dict)
 
     @property
     def scored(self) -> bool:
@@ -50,13 +61,15 @@ class Measurement:
 
     def to_plain(self) -> dict[str, object]:
         """Returns the fields as JSON values."""
-        return asdict(self) | {"score_drop_interval": self.score_drop_interval and list(self.score_drop_interval)}
+        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return plain | {"metrics": {name: value.to_plain() for name, value in self.metrics.items()}}
 
     @staticmethod
     def from_plain(plain: Mapping[str, object]) -> "Measurement":
         """Reads what `to_plain` wrote."""
-        interval = plain["score_drop_interval"]
-        return Measurement(**(dict(plain) | {"score_drop_interval": interval and tuple(interval)}))
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
+        metrics = {name: MetricValue.from_plain(value) for name, value in plain.get("metrics", {}).items()}
+        return Measurement(**(values | {"metrics": metrics}))
 
 
 @dataclass(frozen=True)
@@ -66,7 +79,8 @@ class TrialRecord:
     `source` is `preset:NAME` (a published setting; `preset:dense` is the reference), `control:NAME` (shown for
     comparison, never exported), `sampler`, `repeat` (a known policy asked again, told without a run) or `random` (a
     fresh point after repeats). `feasible` says whether every constraint holds. A `discarded` trial was stopped early:
-    its measurement covers only the first prompts.
+    its measurement covers only the first prompts. `seconds` pass from asking the sampler on, `sampler_seconds` in asking it
+    and in telling it of what came before.
     """
 
     number: int
@@ -77,6 +91,7 @@ class TrialRecord:
     state: str
     seconds: float
     note: str = ""
+    sampler_seconds: float = 0.0
 
     @property
     def preset(self) -> str:
@@ -91,12 +106,17 @@ class FrontMember:
 
     `tier` is one of TIERS, or empty for a member no tier selected; a member that several tiers selected appears once
     per tier. `policy_path` is the exported file, None without a tier.
+
+    Holm-adjusted p-values over all members looked at: `drop_p` of no score drop at all (two-sided; None without scores),
+    `promise_p` of a loss or drop beyond what the tier allows (one-sided; None without a tier).
     """
 
     trial: TrialRecord
     held_out: Measurement
     tier: str
     policy_path: Path | None
+    drop_p: float | None = None
+    promise_p: float | None = None
 
 
 @dataclass(frozen=True)
@@ -137,7 +157,7 @@ class StudyResult:
     `rejected` those that broke the budget or were beaten on held-out prompts.
     `presets` holds the held-out measurement of every preset that was timed together with the front, by name.
     `directory` is the study folder. `table_error` is the largest relative error of the latency table over the exported
-    policies, None when latencies were measured.
+    policies, None when latencies were measured. `loss_text` says what `Measurement.loss` is.
     """
 
     backbone: str
@@ -152,4 +172,11 @@ class StudyResult:
     rejected: tuple[FrontMember, ...] = ()
     interrupted: bool = False
     rivalry: Rivalry | None = None
+    loss_text: str = "1 - SSIM"
     dimensions: tuple[DimensionRow, ...] = ()
+
+    @property
+    def sampler_share(self) -> float | None:
+        """Returns sampler seconds / seconds of searched trials, the median, None without such trials."""
+        searched = [trial for trial in self.trials if trial.source == "sampler" and trial.sampler_seconds > 0]
+        return median(trial.sampler_seconds / trial.seconds for trial in searched) if searched else None

@@ -14,6 +14,7 @@ import optuna
 from optuna.samplers import BaseSampler, GridSampler
 
 from autoprune.backbones import Backbone
+from autoprune.measure.bars import Bar, bar
 from autoprune.policy import Policy
 from autoprune.search.discard import constraint_values
 from autoprune.search.evaluator import GenerationEvaluator
@@ -26,15 +27,16 @@ from autoprune.search.space import SearchSpace, space_for
 from autoprune.search.space_file import read_space
 
 GRID = "grid"
+BARRED = ("gp", "random")
+REACHED = 0.9
 GRID_KEEPS = (0.25, 0.5, 0.75)
 GRID_NAMES = ("skip_last", "single_branch_scales", "pruned_scales")
 
 
 @dataclass(frozen=True)
 class SamplerCase:
-    """`trials` of every run, the presets of the space first, as a study does; `reference` trials of one long run of gp.
-
-    A trial generates `prompts` images in batches of `batch`.
+    """`trials` of every run of these `samplers`, the presets of the space first, as a study does; `reference` trials of one
+    long run of gp. A trial generates `prompts` images in batches of `batch`.
     """
 
     trials: int = 60
@@ -43,6 +45,7 @@ class SamplerCase:
     prompts: int = 32
     batch: int = 16
     space: str = "unified"
+    samplers: tuple[str, ...] = (*SAMPLERS, GRID)
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ def measure_samplers(backbone: Backbone, case: SamplerCase) -> dict[str, object]
     the lowest and highest; and the seconds until then, of evaluations and of the sampler."""
     settings = _settings(case)
     space, memory = space_for(settings.space, backbone), Memory(backbone, settings)
-    runs = {name: [] for name in (*SAMPLERS, GRID)}
+    runs = {name: [] for name in case.samplers}
     for seed in range(case.seeds):
         for name in runs:
             runs[name].append(list(_run(space, memory, _sampler(name, space, seed), settings, case.trials)))
@@ -91,6 +94,17 @@ def measure_samplers(backbone: Backbone, case: SamplerCase) -> dict[str, object]
         "presets": presets,
         "samplers": {name: _summary(each, corner, whole) for name, each in runs.items()},
     }
+
+
+def sampler_bars(backbone: Backbone, case: SamplerCase) -> dict[str, Bar]:
+    """Returns the bars of the search: gp finds REACHED of the reference hypervolume within the trials of a case, random not."""
+    curves = measure_samplers(backbone, case)["samplers"]
+    bars = {}
+    for name, curve in curves.items():
+        first = next((place for place, share in enumerate(curve["trials"], start=1) if share >= REACHED), None)
+        text = f"hypervolume of {name} after {case.trials} trials / reference"
+        bars[text] = bar(curve["trials"][-1], REACHED, most=name == "random", first_reached=first, seeds=case.seeds)
+    return bars
 
 
 def _settings(case: SamplerCase) -> StudySettings:

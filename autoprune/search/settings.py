@@ -1,13 +1,18 @@
 """What the configuration becomes below the entry: plain frozen data, one class per group of conf/."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from autoprune.errors import UserError, unknown_name
+from autoprune.measure.metrics import METRICS
+from autoprune.measure.metrics.suite import check_metrics
 from autoprune.search.prompt_files import PromptFile
 from autoprune.search.space_file import SpaceDefinition
 
 QUALITIES = ("scenes", "fidelity")
+AUTO = "auto"
 SAMPLERS = ("gp", "tpe", "nsga2", "random")
 LATENCIES = ("table", "measured")
 
@@ -29,19 +34,21 @@ class SamplerSettings:
 class LatencySettings:
     """`measured` times every trial in `rounds` rounds interleaved with dense; `table` sums per-scale times.
 
-    `batch` is the number of prompts per generation, of quality runs too. Front members are always timed for real.
+    `batch` is the number of prompts per generation, of quality runs too; auto becomes a number before a study begins
+    (fitting.py). Front members are always timed for real.
     """
 
     name: str = "table"
-    batch: int = 16
+    batch: int | Literal["auto"] = 16
     rounds: int = 5
     warm_up: int = 1
 
     def __post_init__(self) -> None:
         if self.name not in LATENCIES:
             raise unknown_name("latency", self.name, LATENCIES)
-        for name in ("batch", "rounds"):
-            _at_least(f"latency.{name}", getattr(self, name), 1)
+        if self.batch != AUTO:
+            _at_least("latency.batch", self.batch, 1)
+        _at_least("latency.rounds", self.rounds, 1)
         _at_least("latency.warm_up", self.warm_up, 0)
 
 
@@ -50,9 +57,10 @@ class QualitySettings:
     """Prompts, thresholds and budgets of quality: `scenes` scores images of its own prompts, `fidelity` has no score.
 
     `prompts` and `held_out_prompts` count images of a trial and of the final measurement. A trial is feasible when its
-    paired mean scene-score drop is at most `max_score_drop`, without scores its mean loss (1 - SSIM to dense) at most
-    `max_loss` (and its peak memory at most `max_memory_mb`, if set). The default of `max_loss` is twice FAITHFUL_LOSS.
-    The final measurement uses fewer prompts when the budget's minutes run out; `held_out_seed` is added to its seed.
+    paired mean scene-score drop is at most `max_score_drop`, without scores its mean loss at most `max_loss` (and its peak
+    memory at most `max_memory_mb`, if set). The default of `max_loss` is twice FAITHFUL_LOSS. The loss is how far the paired
+    metric `loss` is from what dense images get (ssim: 1 - SSIM); `metrics` are measured on held-out prompts only. The final
+    measurement uses fewer prompts when the budget's minutes run out; `held_out_seed` is added to its seed.
     """
 
     name: str = "scenes"
@@ -63,6 +71,8 @@ class QualitySettings:
     max_loss: float = 0.32
     max_memory_mb: float | None = None
     held_out_seed: int = 1_000_003
+    loss: str = "ssim"
+    metrics: tuple[str, ...] = ("psnr", "ssim", "tokens")
 
     def __post_init__(self) -> None:
         for name in ("prompts", "held_out_prompts"):
@@ -72,11 +82,19 @@ class QualitySettings:
                 raise UserError(f"quality.{name} must be in [0, 1], got {getattr(self, name)}.")
         if self.held_out_seed == 0:
             raise UserError("quality.held_out_seed must not be 0: held-out noise would equal the search's.")
+        losses = [name for name, metric in METRICS.items() if metric.info.perfect is not None]
+        if self.loss not in losses:
+            raise unknown_name("quality.loss", self.loss, losses)
 
     @property
     def counts(self) -> dict[str, int]:
         """Returns the number of prompts by split."""
         return {"search": self.prompts, "held_out": self.held_out_prompts}
+
+    @property
+    def loss_text(self) -> str:
+        """Returns in words what the loss is."""
+        return METRICS[self.loss].info.loss_text
 
     @property
     def max_drop(self) -> float:
@@ -104,8 +122,9 @@ class BudgetSettings:
 class StudySettings:
     """Everything a study needs besides the backbone. `directory`/`name` is the study folder.
 
-    `prompts` are the user's own, which the quality `fidelity` needs and no other one takes. Trials start where dense runs
-    of their prompts had got to; what that takes is at most `shared_prefix_mb`, 0 for none.
+    `prompts` are the user's own, which the quality `fidelity` needs and no other one takes. Trials start where earlier runs
+    of their prompts had got to; that takes at most `shared_prefix_mb`, 0 for none, and with CUDA `shared_prefix_host_mb` of
+    pinned memory beside them. `weights` are the files and folders that metrics read, by key.
     """
 
     directory: Path
@@ -119,10 +138,14 @@ class StudySettings:
     prompts: PromptFile | None = None
     discard: bool = True
     shared_prefix_mb: int = 2048
+    shared_prefix_host_mb: int = 4096
+    weights: Mapping[str, Path] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._check_prompts()
-        _at_least("study.shared_prefix_mb", self.shared_prefix_mb, 0)
+        check_metrics((self.quality.loss, *self.quality.metrics), self.weights)
+        for name in ("shared_prefix_mb", "shared_prefix_host_mb"):
+            _at_least(f"study.{name}", getattr(self, name), 0)
 
     @property
     def folder(self) -> Path:
@@ -136,7 +159,7 @@ class StudySettings:
 
     def measurement_identity(self) -> dict[str, object]:
         """Returns what must be equal for two runs' numbers to belong to one study (budget and sampler may differ)."""
-        unused = ("max_loss",) if self.prompts is None else ("max_score_drop", "threshold")
+        unused = ("metrics", *(("max_loss",) if self.prompts is None else ("max_score_drop", "threshold")))
         quality = {name: value for name, value in asdict(self.quality).items() if name not in unused}
         identity = {"seed": self.seed, "latency": asdict(self.latency), "quality": quality}
         return identity if self.prompts is None else {"prompts": self.prompts.sha256(), **identity}

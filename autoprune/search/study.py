@@ -10,12 +10,14 @@ from optuna.trial import Trial
 
 from autoprune.backbones import Backbone
 from autoprune.errors import UserError
-from autoprune.measure.device import device_identity
+from autoprune.measure.device import device_conditions, device_identity
 from autoprune.measure.latency import LatencyTable
 from autoprune.policy import fingerprint
 from autoprune.search.ablation import dimension_rows
+from autoprune.search.clock import StudyClock, ValidationCost
 from autoprune.search.discard import constraint_values, discard_reason
-from autoprune.search.evaluator import Evaluation, Evaluator, GenerationEvaluator
+from autoprune.search.evaluation import Evaluation, Evaluator
+from autoprune.search.evaluator import GenerationEvaluator
 from autoprune.search.export import write_front, write_trials
 from autoprune.search.folder import StudyFolder
 from autoprune.search.front import search_front
@@ -23,18 +25,16 @@ from autoprune.search.journal import StudyJournal
 from autoprune.search.neighbour import unseen_neighbour
 from autoprune.search.progress import NullProgress
 from autoprune.search.quality import check_prompts
-from autoprune.search.records import Measurement, StudyResult, TrialRecord
+from autoprune.search.records import DimensionRow, Measurement, StudyResult, TrialRecord
 from autoprune.search.sampler import make_sampler
 from autoprune.search.settings import StudySettings
 from autoprune.search.space import Preset, SearchSpace, space_for
 from autoprune.search.tracking import NullTracker
-from autoprune.search.validation import REPORT_SECONDS, validate_front
+from autoprune.search.validation import validate_front
 
 _LOG = logging.getLogger("autoprune")
 MOST_REPEATS = 40
 MOST_FAILURES = 3
-RESERVE_SHARE = 0.45
-PRESETS_SHOWN = 8  # about as many presets are measured beside the front
 TABLE_FILE = "latency_table.json"
 
 
@@ -55,7 +55,6 @@ def run_study(
     space = space_for(settings.space, backbone)
     presets = space.presets()
     _LOG.info("%s", " ".join(space.missing))
-    device = device_identity(backbone.device, backbone.dtype)
     identity = {
         "backbone": backbone.name,
         "sampling": backbone.sampling.identity(),
@@ -64,7 +63,7 @@ def run_study(
         "space": settings.space.name,
         "space_sha256": settings.space.sha256(),
         "calibration": space.calibration.digest() if space.calibration else "",
-        "device": device,
+        "device": device_identity(backbone.device, backbone.dtype),
         "settings": settings.measurement_identity(),
     }
     with StudyFolder(settings.folder, identity) as folder:
@@ -72,7 +71,8 @@ def run_study(
             saved = folder.read_json(TABLE_FILE)
             evaluator = GenerationEvaluator(backbone, settings, table=saved and LatencyTable.from_plain(saved))
         study = _Study(settings, folder=folder, space=space, evaluator=evaluator, observers=(tracker, progress))
-        study.result = replace(study.result, backbone=backbone.name, device=device)
+        conditions, loss = device_conditions(backbone.device, backbone.dtype), settings.quality.loss_text
+        study.result = replace(study.result, backbone=backbone.name, device=conditions, loss_text=loss)
         try:
             study.search(presets)
             return study.validated()
@@ -95,13 +95,11 @@ class _Study:
     ) -> None:
         self.settings, self.folder, self.space, self.evaluator = settings, folder, space, evaluator
         self.tracker, self.progress = observers
-        self.started = time.monotonic()
-        self.round_began = 0.0
+        self.clock = StudyClock(settings.budget)
         self.trials: list[TrialRecord] = []
         self.first: dict[int, Measurement] = {}
         self.known: dict[str, TrialRecord] = {}
-        self.repeats = self.failures = 0
-        self.tracker_broken = False
+        self.repeats, self.failures, self.tracker_broken = 0, 0, False
         self.result = StudyResult("", space.definition.name, {}, None, (), (), folder.path, {})
 
     def search(self, presets: tuple[Preset, ...]) -> None:
@@ -126,14 +124,12 @@ class _Study:
     def validated(self) -> StudyResult:
         """Measures the front on held-out prompts and exports its tiers."""
         self.result = replace(self.result, trials=tuple(self.trials))
-        self.round_began = self._elapsed()
+        self.clock.start_round()
         self.progress.phase("held-out measurement", self.evaluator.validation_steps())
         self.result = validate_front(
             self.result, settings=self.settings, folder=self.folder, evaluator=self.evaluator, step=self._validation_step
         )
-        vectors = self.journal.vectors(trial.number for trial in self.trials)
-        used = [(vectors[trial.number], trial) for trial in self.trials if trial.number in vectors]
-        self.result = replace(self.result, dimensions=tuple(dimension_rows(self.space, used)))
+        self.result = replace(self.result, dimensions=self._dimensions())
         return self.saved()
 
     def saved(self) -> StudyResult:
@@ -211,13 +207,15 @@ class _Study:
             feasible=max(constraint_values(evaluation.measurement, self.settings.quality).values()) <= 0,
             state="discarded" if evaluation.stopped else "complete",
             seconds=time.monotonic() - began,
+            sampler_seconds=self.journal.spent_sampling(),
             note=evaluation.stopped,
         )
 
     def _repeat(self, trial: Trial, record: TrialRecord, known: TrialRecord) -> None:
         """Tells what is known about a policy asked again, and queues an unseen neighbour of the front in its place."""
         source = record.source if record.preset else "repeat"
-        told = replace(known, number=record.number, source=source, seconds=0.0, note=f"same policy as trial {known.number}")
+        told = replace(known, number=record.number, source=source, seconds=0.0, sampler_seconds=0.0)
+        told = replace(told, note=f"same policy as trial {known.number}")
         constraints = constraint_values(known.measurement, self.settings.quality)
         self.journal.tell(trial, told, first=self.first[known.number], constraints=constraints)
         self._remember(told, self.first[known.number])
@@ -229,10 +227,9 @@ class _Study:
                 self.journal.enqueue(near, "neighbour")
 
     def _failed(self, trial: Trial, record: TrialRecord, error: Exception) -> None:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        record = replace(record, note=reason)
+        record = replace(record, note=f"{type(error).__name__}: {error}".splitlines()[0])
         self.journal.fail(trial, record)
-        _LOG.warning("trial %d failed (%s); the study goes on.", record.number, reason)
+        _LOG.warning("trial %d failed (%s); the study goes on.", record.number, record.note)
         self.failures += 1
         self._done(record, None)
         if self.failures >= MOST_FAILURES:
@@ -253,10 +250,20 @@ class _Study:
         if self.tracker_broken:
             return
         try:
-            self.tracker.trial_done(record, best_speed_up=best)
+            self.tracker.trial_done(record, trials=self.trials, dimensions=self._dimensions_so_far())
         except Exception as error:  # a tracker error never loses a trial
             self.tracker_broken = True
             _LOG.warning("tracker: %s: %s; the study goes on without it.", type(error).__name__, error)
+
+    def _dimensions_so_far(self) -> tuple[DimensionRow, ...]:
+        """Returns the dimensions now and then, as often as the tracker wants them."""
+        every = self.tracker.tables_every
+        return self._dimensions() if every and len(self.trials) % every == 0 else ()
+
+    def _dimensions(self) -> tuple[DimensionRow, ...]:
+        vectors = self.journal.vectors(trial.number for trial in self.trials)
+        used = [(vectors[trial.number], trial) for trial in self.trials if trial.number in vectors]
+        return tuple(dimension_rows(self.space, used))
 
     def _sources(self) -> set[str]:
         return {trial.source for trial in self.trials}
@@ -265,35 +272,20 @@ class _Study:
         return sum(trial.source != "repeat" for trial in self.trials)
 
     def _within_budget(self) -> bool:
-        budget = self.settings.budget
-        if self._spent() >= budget.trials or self.repeats >= MOST_REPEATS:
+        if self._spent() >= self.settings.budget.trials or self.repeats >= MOST_REPEATS:
             return False
-        return budget.minutes is None or self._elapsed() + self._reserve() < 60 * budget.minutes
+        return self.clock.has_time(self._validation())
 
-    def _elapsed(self) -> float:
-        return time.monotonic() - self.started
-
-    def _reserve(self) -> float:
-        """Returns the seconds kept for validation and reports, a candidate taking two thirds of dense.
-
-        On a slow machine at most RESERVE_SHARE of the budget: validation then runs fewer rounds.
-        """
-        policies = self.settings.budget.front + PRESETS_SHOWN
-        rounds = self.evaluator.validation_steps() + 1
-        wanted = rounds * (1 + policies * 2 / 3) * self.result.dense.latency + REPORT_SECONDS
-        minutes = self.settings.budget.minutes
-        return wanted if minutes is None else min(wanted, RESERVE_SHARE * 60 * minutes)
+    def _validation(self) -> ValidationCost:
+        return ValidationCost(self.result.dense.latency, self.evaluator.validation_steps() + 1)
 
     def _validation_step(self) -> bool:
         """Counts a round of validation; returns whether the budget has time for another."""
         self.progress.step()
-        now, minutes = self._elapsed(), self.settings.budget.minutes
-        round_seconds, self.round_began = now - self.round_began, now
-        return minutes is None or now + round_seconds + REPORT_SECONDS < 60 * minutes
+        return self.clock.has_another_round()
 
     def _seconds_left(self) -> float:
         recent = [trial.seconds for trial in self.trials if trial.source != "repeat" and trial.preset != "dense"][-12:]
         mean = sum(recent) / len(recent) if recent else self.result.dense.latency
-        left = max(0, self.settings.budget.trials - self._spent()) * mean + self._reserve()
-        minutes = self.settings.budget.minutes
-        return left if minutes is None else max(0.0, min(left, 60 * minutes - self._elapsed()))
+        trials = max(0, self.settings.budget.trials - self._spent())
+        return self.clock.seconds_left(trials * mean, self._validation())

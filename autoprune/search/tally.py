@@ -5,25 +5,25 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autoprune.measure.statistics import paired_interval
+from autoprune.measure.metrics.suite import Found
+from autoprune.measure.statistics import paired_interval, score_flips
 
 DENSE = ""
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Per image [n]: SSIM and PSNR against dense, the candidate's score and the dense score, both None without scores."""
+    """Per image [n]: the candidate's score and the dense score, both None without scores, and by name what metrics found."""
 
-    ssim: np.ndarray
-    psnr: np.ndarray
     score: np.ndarray | None
     dense: np.ndarray | None
+    found: Found
 
     @staticmethod
     def joined(parts: list["Pairs"]) -> "Pairs":
         """Concatenates batches."""
-        names = ("ssim", "psnr", "score", "dense")
-        return Pairs(**{name: concatenated([getattr(part, name) for part in parts]) for name in names})
+        found = {name: np.concatenate([part.found[name] for part in parts]) for name in parts[0].found}
+        return Pairs(*(concatenated([getattr(part, name) for part in parts]) for name in ("score", "dense")), found)
 
 
 def concatenated(parts: list[np.ndarray | None]) -> np.ndarray | None:
@@ -32,24 +32,26 @@ def concatenated(parts: list[np.ndarray | None]) -> np.ndarray | None:
 
 
 def score_fields(dense: np.ndarray | None, score: np.ndarray | None) -> dict[str, object]:
-    """Returns the four score fields of a Measurement from paired scores [n]; each is None without scores."""
+    """Returns the score fields of a Measurement from paired scores [n]; each is None without scores."""
     if dense is None or score is None:
-        return dict.fromkeys(("score_dense", "score", "score_drop", "score_drop_interval"))
+        return dict.fromkeys(("score_dense", "score", "score_drop", "score_drop_interval", "score_flips"))
     return {
         "score_dense": float(dense.mean()),
         "score": float(score.mean()),
         "score_drop": float((dense - score).mean()),
         "score_drop_interval": paired_interval(dense, score),
+        "score_flips": score_flips(dense, score),
     }
 
 
 class Tally:
-    """What accumulates over the rounds of a validation, by policy name; dense seconds under DENSE."""
+    """What accumulates over the rounds of a validation, by policy name; dense seconds under DENSE, its metrics in `dense`."""
 
     def __init__(self, names: list[str]) -> None:
         self._names = names
         self.seconds: dict[str, list[float]] = {name: [] for name in (DENSE, *names)}
         self.parts: dict[str, list[Pairs]] = {name: [] for name in names}
+        self.dense: list[Found] = []
         self.peaks = dict.fromkeys(names, 0.0)
 
     def order(self, turn: int) -> list[str]:

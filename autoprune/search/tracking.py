@@ -7,35 +7,49 @@ import json
 import netrc
 import os
 import secrets
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoprune.search.records import StudyResult, TrialRecord
+from autoprune.policy_text import schedule_lines
+from autoprune.search.export import HYPERVOLUME_REFERENCE
+from autoprune.search.front import hypervolume, objectives, search_front
+from autoprune.search.records import DimensionRow, FrontMember, StudyResult, TrialRecord
+from autoprune.search.report_page import ScaleTimes
 
 if TYPE_CHECKING:
-    from wandb import Run
+    from wandb import Run, Table
 
-_COLUMNS = ("number", "source", "state", "feasible", "latency", "speed_up", "loss", "score_drop", "seconds", "schedule")
+TABLES_EVERY = 25  # trials, after which the growing tables are sent again
+MOST_FAILURES = 5
+ANSWER_SECONDS = 30.0  # that a server has to begin a run, and as long again to end it
+
+Dimensions = Sequence[DimensionRow]
+_TRIAL = ("number", "source", "state", "feasible", "latency", "speed_up", "loss", "score_drop", "seconds", "schedule")
+_MEMBER = ("tier", "trial", "source", "speed_up", "loss", "score_drop", "score_drop_interval", "schedule")
+_SCALE = ("policy", "part", "milliseconds", "spread")
 
 
 @dataclass(frozen=True)
 class ReportFiles:
-    """The files a finished study is shown by; paths of what was written."""
+    """The files a finished study is shown by, paths of what was written, and the times of single scales."""
 
     pareto_image: Path
-    pareto_page: Path
+    page: Path
     dimensions_image: Path
     picture_grids: tuple[Path, ...] = ()
     policies: tuple[Path, ...] = ()
+    scale_times: tuple[ScaleTimes, ...] = ()
 
 
 class NullTracker:
-    """Records nothing."""
+    """Records nothing. `tables_every` says after how many trials it wants the dimensions too, 0 for never."""
 
-    def trial_done(self, record: TrialRecord, *, best_speed_up: float) -> None:
-        """Records one finished trial."""
+    tables_every = 0
+
+    def trial_done(self, record: TrialRecord, *, trials: Sequence[TrialRecord], dimensions: Dimensions = ()) -> None:
+        """Records one finished trial; `trials` are all so far, this one included."""
 
     def finish(self, result: StudyResult, files: ReportFiles) -> None:
         """Records the table of all trials, the front, plots, pictures and policy files."""
@@ -51,18 +65,29 @@ class WandbTracker(NullTracker):
     API key (environment or netrc) the run is offline. `say` gets the one line that tells so, or that W&B failed.
     """
 
+    tables_every = TABLES_EVERY
+
     def __init__(self, directory: Path, *, project: str, settings: Mapping[str, object], say: Callable[[str], None]) -> None:
         self._directory, self._project, self._settings, self._say = directory, project, dict(settings), say
-        self._run, self._broken = None, False
+        self._run, self._failures = None, 0
 
-    def trial_done(self, record: TrialRecord, *, best_speed_up: float) -> None:
-        values = {f"trial/{key}": value for key, value in _numbers(record).items()}
-        values |= {"trial/feasible": int(record.feasible), "study/best_speed_up": best_speed_up}
-        self._guarded(lambda: self._started().log(values, step=record.number))
+    def trial_done(self, record: TrialRecord, *, trials: Sequence[TrialRecord], dimensions: Dimensions = ()) -> None:
+        def send() -> None:
+            values = _trial_values(record, trials)
+            if len(trials) % TABLES_EVERY == 0:
+                values |= {
+                    "trials": _table(_TRIAL, map(_row, trials)),
+                    "search_front": _table(_TRIAL, map(_row, search_front(trials))),
+                }
+            if dimensions:
+                values["dimensions"] = _dimension_table(dimensions)
+            self._started().log(values, step=record.number)
+
+        self._guarded(send)
 
     def finish(self, result: StudyResult, files: ReportFiles) -> None:
-        self._guarded(lambda: self._log_result(result))
-        self._guarded(lambda: self._log_files(files))
+        self._guarded(lambda: self._log_result(result, files))
+        self._guarded(lambda: self._log_files(result, files))
 
     def close(self) -> None:
         if self._run is not None:
@@ -70,14 +95,16 @@ class WandbTracker(NullTracker):
             self._run = None
 
     def _guarded(self, action: Callable[[], object]) -> None:
-        if self._broken:
+        """Runs an action; the first that fails is told. Without a run, or after MOST_FAILURES, nothing more is tried."""
+        if self._failures >= (MOST_FAILURES if self._run else 1):
             return
         try:
             action()
         except Exception as error:  # whatever a third party raises must not cost a trial
-            self._broken = True
-            reason = (str(error).splitlines() or ["no message"])[0]
-            self._say(f"tracker: W&B failed ({type(error).__name__}: {reason}); the study goes on without it.")
+            self._failures += 1
+            if self._failures == 1:
+                reason = (str(error).splitlines() or ["no message"])[0]
+                self._say(f"tracker: W&B failed ({type(error).__name__}: {reason}); the study goes on without it.")
 
     def _started(self) -> "Run":
         if self._run is None:
@@ -93,7 +120,7 @@ class WandbTracker(NullTracker):
                 mode=mode,
                 job_type="search",
                 config=self._settings,
-                settings=wandb.Settings(silent=True, console="off"),
+                settings=wandb.Settings(silent=True, console="off", init_timeout=ANSWER_SECONDS, finish_timeout=ANSWER_SECONDS),
             )
             if mode == "offline":
                 where = Path(self._run.dir).parent
@@ -107,27 +134,33 @@ class WandbTracker(NullTracker):
             path.write_text(secrets.token_hex(4))
         return path.read_text().strip()
 
-    def _log_result(self, result: StudyResult) -> None:
-        import wandb
-
-        run, rows = self._started(), [_row(record) for record in result.trials]
-        run.log({"trials": wandb.Table(columns=list(_COLUMNS), data=rows)})
+    def _log_result(self, result: StudyResult, files: ReportFiles) -> None:
+        run = self._started()
+        tables = {"trials": _table(_TRIAL, map(_row, result.trials)), "front": _table(_MEMBER, map(_member_row, result.front))}
+        if result.dimensions:
+            tables["dimensions"] = _dimension_table(result.dimensions)
+        if files.scale_times:
+            rows = ([each.name, *part] for each in files.scale_times for part in each.rows())
+            tables["scales"] = _table(_SCALE, rows)
+        run.log(tables)
         for member in filter(lambda member: member.tier, result.front):
             run.summary[f"{member.tier}/speed_up"] = member.held_out.speed_up
             run.summary[f"{member.tier}/loss"] = member.held_out.loss
 
-    def _log_files(self, files: ReportFiles) -> None:
+    def _log_files(self, result: StudyResult, files: ReportFiles) -> None:
         import wandb
 
         shown: dict[str, object] = {f"pictures/{path.stem}": wandb.Image(str(path)) for path in files.picture_grids}
         shown["pareto"] = wandb.Image(str(files.pareto_image))
-        shown["dimensions"] = wandb.Image(str(files.dimensions_image))
-        shown["pareto_page"] = wandb.Html(files.pareto_page.read_text(), inject=False)
+        shown["dimensions_plot"] = wandb.Image(str(files.dimensions_image))
+        shown["report"] = wandb.Html(files.page.read_text(), inject=False)
         self._started().log(shown)
         for path in files.policies:
-            artifact = wandb.Artifact(f"{self._directory.name}-{path.stem}", type="autoprune-policy")
+            artifact = wandb.Artifact(
+                f"{self._directory.name}-policy", type="autoprune-policy", metadata=_held_out(result, path)
+            )
             artifact.add_file(str(path))
-            self._started().log_artifact(artifact)
+            self._started().log_artifact(artifact, aliases=[path.stem])
 
 
 def _has_key() -> bool:
@@ -146,8 +179,40 @@ def _numbers(record: TrialRecord) -> dict[str, float]:
     return {key: value for key, value in values.items() if isinstance(value, int | float) and key not in ("seed", "prompts")}
 
 
+def _trial_values(record: TrialRecord, trials: Sequence[TrialRecord]) -> dict[str, object]:
+    """Returns the numbers of a trial, and how far the study has come with it."""
+    front = search_front(trials)
+    return {f"trial/{key}": value for key, value in _numbers(record).items()} | {
+        "trial/feasible": int(record.feasible),
+        "study/best_speed_up": max((trial.measurement.speed_up for trial in front), default=1.0),
+        "study/front_members": len(front),
+        "study/hypervolume": hypervolume((objectives(trial.measurement) for trial in front), HYPERVOLUME_REFERENCE),
+    }
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> "Table":
+    import wandb
+
+    return wandb.Table(columns=list(columns), data=[list(row) for row in rows])
+
+
+def _dimension_table(rows: Sequence[DimensionRow]) -> "Table":
+    return _table([entry.name for entry in fields(DimensionRow)], (astuple(row) for row in rows))
+
+
 def _row(record: TrialRecord) -> list[object]:
     measured = record.measurement
     numbers = [None] * 4 if measured is None else [measured.latency, measured.speed_up, measured.loss, measured.score_drop]
-    schedule = json.dumps(json.loads(record.policy.key())["scales"])
+    schedule = "; ".join(schedule_lines(record.policy))
     return [record.number, record.source, record.state, record.feasible, *numbers, record.seconds, schedule]
+
+
+def _member_row(member: FrontMember) -> list[object]:
+    held, interval = member.held_out, member.held_out.score_drop_interval
+    numbers = [held.speed_up, held.loss, held.score_drop, interval and json.dumps(interval)]
+    return [member.tier, member.trial.number, member.trial.source, *numbers, "; ".join(schedule_lines(member.trial.policy))]
+
+
+def _held_out(result: StudyResult, path: Path) -> dict[str, object]:
+    """Returns the held-out numbers of an exported policy."""
+    return next(member.held_out.to_plain() for member in result.front if member.policy_path == path)

@@ -5,14 +5,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from autoprune.policy import Policy
-from autoprune.search.evaluator import Evaluator
+from autoprune.search.evaluation import Evaluator
 from autoprune.search.export import export_policy, measured_fields, remove_policies
 from autoprune.search.folder import StudyFolder
 from autoprune.search.front import may_lead, most_valuable, non_dominated, objectives, search_front
+from autoprune.search.quality import held_out_texts
 from autoprune.search.records import FrontMember, Measurement, StudyResult, TrialRecord
 from autoprune.search.rivalry import rivalry
 from autoprune.search.settings import StudySettings
-from autoprune.search.tiers import TIER_RULES, choose_tiers
+from autoprune.search.tiers import TIER_RULES, choose_tiers, drop_p
 
 _LOG = logging.getLogger("autoprune")
 REPORT_SECONDS = 25.0
@@ -25,7 +26,7 @@ def validate_front(
 
     Members and presets run interleaved with dense on held-out prompts and seeds; presets may be exported too. The front
     holds the members that no other one beats there, and those a tier chose, `rejected` the rest; the search's own numbers
-    go into no policy.
+    go into no policy. p-values are corrected for all members measured.
     `step` is called after each round and says whether there is time for another.
     """
     shown = _shown(result.trials, settings)
@@ -37,28 +38,45 @@ def validate_front(
         return result
     measured = evaluator.validate(policies, step=step)
     held_out = {trial.number: measured[trial.policy.key()] for trial in chosen}
-    check = _TableCheck(evaluator, result.trials[0].policy)
-    tiers = choose_tiers([held_out[trial.number] for trial in chosen], settings.quality.max_drop)
-    for rule in TIER_RULES:
-        if rule.tier not in tiers:
-            _LOG.warning("no validated policy keeps the promise of tier %s; it is not exported.", rule.tier)
-    front, rejected, errors = [], [], []
-    for index, trial in enumerate(chosen):
-        numbers = held_out[trial.number]
-        for rule in (rule for rule in TIER_RULES if tiers.get(rule.tier) == index):
-            checked = check.fields(trial.policy, numbers)
-            errors += checked.values()
-            fields = {**measured_fields(numbers, result.device), **checked}
-            promise = rule.text(settings.quality.max_drop, scored=numbers.scored)
-            path = export_policy(folder, trial, fields, tier=rule.tier, rule=promise)
-            front.append(FrontMember(trial, numbers, rule.tier, path))
-        if index not in tiers.values():
-            (front if _survives(trial, held_out, settings) else rejected).append(FrontMember(trial, numbers, "", None))
+    check = _Estimates(evaluator, result.trials[0].policy)
+    front = _exported(result, held_out, settings=settings, folder=folder, check=check)
+    taken, rejected = {member.trial.number for member in front}, []
+    for trial, drop in zip(chosen, drop_p(list(held_out.values())), strict=True):
+        if trial.number not in taken:
+            kept = front if _survives(trial, held_out, settings) else rejected
+            kept.append(FrontMember(trial, held_out[trial.number], "", None, drop_p=drop))
     front.sort(key=lambda member: member.held_out.speed_up)
     presets = {trial.preset: measured[trial.policy.key()] for trial in shown}
-    error = max(errors, default=None)
     compared = rivalry([member.held_out for member in front], presets, max_drop=settings.quality.max_drop)
-    return replace(result, front=tuple(front), rejected=tuple(rejected), presets=presets, table_error=error, rivalry=compared)
+    found = {"presets": presets, "table_error": check.largest, "rivalry": compared}
+    return replace(result, front=tuple(front), rejected=tuple(rejected), **found)
+
+
+def _exported(
+    result: StudyResult,
+    held_out: Mapping[int, Measurement],
+    *,
+    settings: StudySettings,
+    folder: StudyFolder,
+    check: "_Estimates",
+) -> list[FrontMember]:
+    """Writes the policy of every tier and returns them as members; `held_out` are the candidates by trial number."""
+    trials = {trial.number: trial for trial in result.trials}
+    numbers, measured, max_drop = list(held_out), list(held_out.values()), settings.quality.max_drop
+    tiers, drops, members = choose_tiers(measured, max_drop), drop_p(measured), []
+    for rule in TIER_RULES:
+        index = tiers.get(rule.tier)
+        if index is None:
+            _LOG.warning("no validated policy is shown to keep the promise of tier %s; it is not exported.", rule.tier)
+            continue
+        trial, own = trials[numbers[index]], measured[index]
+        holm = {"drop_p": drops[index], "promise_p": rule.promise_p(measured, max_drop)[index]}
+        fields = {**measured_fields(own, result.device, held_out_texts(settings)), **check.fields(trial.policy, own)}
+        fields["holm"] = {"members": len(measured), **holm}
+        promise = rule.text(max_drop, scored=own.scored, loss=settings.quality.loss_text)
+        path = export_policy(folder, trial, fields, tier=rule.tier, rule=promise)
+        members.append(FrontMember(trial, own, rule.tier, path, **holm))
+    return members
 
 
 def _shown(trials: Sequence[TrialRecord], settings: StudySettings) -> list[TrialRecord]:
@@ -89,15 +107,19 @@ def _survives(trial: TrialRecord, held_out: Mapping[int, Measurement], settings:
     return trial.number in non_dominated(held_out, lambda number: objectives(held_out[number]))
 
 
-class _TableCheck:
-    """Compares the latency table's speed-up with the measured one."""
+class _Estimates:
+    """What is known of a policy without measuring it, and how far off it was; `largest` is the table's largest error so far."""
 
     def __init__(self, evaluator: Evaluator, dense: Policy) -> None:
         self._evaluator, self._dense = evaluator, dense
+        self.largest: float | None = None
 
     def fields(self, policy: Policy, measured: Measurement) -> dict[str, float]:
-        """Returns the relative error of the estimated latency (relative to dense); nothing without a table."""
+        """Returns MB by plan, and the relative error of the estimated latency (relative to dense), if there is a table."""
+        planned = {"planned_memory_mb": self._evaluator.planned_memory(policy)}
         estimate, dense = self._evaluator.estimated_latency(policy), self._evaluator.estimated_latency(self._dense)
         if estimate is None or dense is None:
-            return {}
-        return {"table_error": abs(estimate / dense * measured.speed_up - 1)}
+            return planned
+        error = abs(estimate / dense * measured.speed_up - 1)
+        self.largest = max(error, self.largest or 0.0)
+        return {**planned, "table_error": error}

@@ -16,18 +16,23 @@ KINDS = ("paired", "absolute", "set")
 
 @dataclass(frozen=True)
 class WeightNeed:
-    """One local file or folder that a metric reads: its key in the `weights` map, what it is, and where it is published."""
+    """One local file or folder that a metric reads: its key in the `weights` map, what it is, where it is published, and
+    whether the metric can do without.
+    """
 
     key: str
     what: str
     source: str
+    optional: bool = False
 
 
 @dataclass(frozen=True)
 class MetricInfo:
     """`kind`: paired compares each image with the dense one of the same prompt and seed, absolute scores it against its
     prompt, set compares all images with all dense (or reference) ones. `lower` says whether less is better; `passes` whether
-    each number is 0 or 1 (pass or fail), which decides the interval. `source` is the paper or published code.
+    each number is 0 or 1 (pass or fail), which decides the interval. `source` is the paper or published code. `perfect` is a
+    paired metric's value for the dense image itself, given where the distance from it is a loss of about 0 to 1. Images must
+    have `least_side` pixels a side.
     """
 
     name: str
@@ -37,12 +42,24 @@ class MetricInfo:
     unit: str = ""
     passes: bool = False
     needs: tuple[WeightNeed, ...] = ()
+    perfect: float | None = None
+    least_side: int = 1
+
+    @property
+    def label(self) -> str:
+        """Returns name, unit and direction for the head of a column."""
+        return f"{self.name}{f' ({self.unit})' if self.unit else ''} {'↓' if self.lower else '↑'}"
+
+    @property
+    def loss_text(self) -> str:
+        """Returns in words what the distance from `perfect` is."""
+        return "1 - " * (not self.lower) + self.name.upper().replace("_", "-")
 
 
 @dataclass(frozen=True)
 class ImageBatch:
     """Images [B, 3, H, W] in [0, 1] with what they are judged by: prompts, what a prompt file said of each, the dense images
-    of the same prompts and seeds, and for families of discrete tokens those drawn at every scale, [B, N, ...] each.
+    of the same prompts and seeds, and the bits or codes drawn at every scale, [B, N, ...] each, -1 where a sample drew none.
     """
 
     images: Tensor
@@ -77,11 +94,16 @@ class Metric(Protocol):
     info: MetricInfo
 
     def measure(self, batch: ImageBatch) -> np.ndarray:
-        """Returns one number an image, float64 [B]; a set metric returns what it compares, features [B, F]."""
+        """Returns one number an image, float64 [B], or [B, 1 + K] with parts of it after it (of token agreement: by scale).
+
+        A set metric returns what it compares, features [B, F].
+        """
 
 
 class SetMetric(Metric, Protocol):
-    """A metric of whole sets."""
+    """A metric of whole sets. `reference` holds features [m, F] to compare with in place of the dense images'."""
 
-    def distance(self, features: np.ndarray, others: np.ndarray) -> float:
-        """Returns the distance of two sets of features [n, F], [m, F]."""
+    reference: np.ndarray | None
+
+    def distances(self, features: np.ndarray, dense: np.ndarray, subsets: Sequence[np.ndarray]) -> np.ndarray:
+        """Returns one distance a subset of rows: of features [n, F] to those of `dense` [n, F], or to the whole reference."""
