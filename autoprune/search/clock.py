@@ -45,9 +45,9 @@ class StudyClock:
         return self._limit is None or now + seconds + REPORT_SECONDS < self._limit
 
     def _reserve(self, validation: ValidationCost) -> float:
-        """Returns the seconds kept for validation and reports, a candidate taking two thirds of dense."""
+        """Returns the seconds kept for validation and reports, a candidate and its comparison taking as long as dense."""
         policies = self._budget.front + PRESETS_SHOWN
-        wanted = validation.rounds * (1 + policies * 2 / 3) * validation.dense_seconds + REPORT_SECONDS
+        wanted = validation.rounds * (1 + policies) * validation.dense_seconds + REPORT_SECONDS
         return wanted if self._limit is None else min(wanted, RESERVE_SHARE * self._limit)
 
     def _elapsed(self) -> float:
