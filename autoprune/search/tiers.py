@@ -1,8 +1,8 @@
 """How the exported tiers are chosen from the validated members: each is the fastest that is shown to keep its promise.
 
-Members are looked at together and the fastest is taken, which would be the lucky one: its own 95 % interval must lie within
-the limits, and so must it after Holm's correction over all of them, so that with 95 % confidence a tier breaks no promise.
-The drop's interval that must reach zero stays a plain one: a corrected one is wider and would let more pass.
+A promise counts as kept when the member's own 95 % interval on held-out prompts lies within the limits: 200 simulated
+studies export three policies that break theirs (tests/test_winners_curse.py). Holm's correction over all members would
+have changed none of them and cost speed; its p-values are reported beside.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from autoprune.measure.statistics import holm, interval_p, mcnemar_p, tango_p
 from autoprune.search.records import Measurement
 
 FAITHFUL_LOSS = 0.16  # an SSIM of 0.84, what SkipVAR (arXiv 2506.08908) calls faithful by default
-ALPHA = 0.05  # of a 95 % interval, half of it above; of one-sided tests after correction all of it
+ALPHA = 0.05  # of a 95 % interval, half of it above
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,10 @@ class TierRule:
 
     def chosen(self, members: Sequence[Measurement], max_drop: float) -> int | None:
         """Returns the index of the fastest member that keeps the promise, None without one."""
-        corrected = self.promise_p(members, max_drop)
         keeping = [
             index
             for index, measured in enumerate(members)
-            if corrected[index] <= ALPHA and self._broken_p(measured, max_drop) <= ALPHA / 2 and self._may_keep(measured)
+            if self._broken_p(measured, max_drop) <= ALPHA / 2 and self._may_keep(measured)
         ]
         return min(keeping, key=lambda index: members[index].latency / members[index].dense_latency, default=None)
 
@@ -48,8 +47,7 @@ class TierRule:
         drop = f"a scene-score drop of at most {max_drop:g}" + " whose 95 % interval includes zero" * self.no_drop
         loss = f"a loss ({loss} to dense) of at most {max_loss:g}"
         promises = [drop] * scored + [loss] * (max_loss < 1 or not scored)
-        kept = "by its 95 % interval and after Holm's correction over all validated"
-        return f"the fastest validated policy with {' and '.join(promises)}, {kept}, on held-out prompts and seeds"
+        return f"the fastest validated policy with {' and '.join(promises)}, by its 95 % interval on held-out prompts and seeds"
 
     def _broken_p(self, measured: Measurement, max_drop: float) -> float:
         """Returns the one-sided p-value of breaking either limit: both must be kept, so the larger one counts."""
