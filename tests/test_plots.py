@@ -16,9 +16,10 @@ from autoprune.rules import BranchRule, KeyRule, ScalePruning, StopRule
 from autoprune.search.picture_grid import save_picture_grid
 from autoprune.search.plots import save_pareto_image
 from autoprune.search.progress import RichProgress
+from autoprune.search.records import Rivalry
 from autoprune.search.report_page import PageDetails, save_report_page
 from autoprune.search.study_points import CONTROL, DENSE, FRONT, PRESET, REJECTED, TRIAL, study_points
-from autoprune.search.tables import result_table
+from autoprune.search.tables import findings, result_table
 
 LABELS = {"dense", "fastvar", "fastvar-hart", "fastvar-hart-random", "lossless, high", "balanced", "fast"}
 
@@ -113,3 +114,8 @@ def test_progress_shows_the_best_speed_up_and_the_time_left(tmp_path):
             progress.trial_done(trial, best_speed_up=1.83, seconds_left=65.0)
     assert "best 1.83x, 1:05 left" in text.getvalue()
     assert "11/11" in text.getvalue()
+
+
+def test_presets_without_hypervolume_are_not_divided_by(tmp_path) -> None:  # noqa: ANN001
+    result = replace(study_result(tmp_path), rivalry=Rivalry(front=0.1, presets=0.0, ratios={"skip-1": 1.0}, best="skip-1"))
+    assert not any("hypervolume" in sentence for sentence in findings(result))

@@ -65,7 +65,7 @@ def findings(result: StudyResult) -> list[str]:
     """Returns what the study found in sentences: the front against the presets, what it owes to which dimensions, and how
     much of the time the sampler took."""
     lines = []
-    if result.rivalry is not None:
+    if result.rivalry is not None and result.rivalry.presets > 0:  # presets no faster than dense have no hypervolume
         compared = result.rivalry
         ratios = ", ".join(f"{ratio:.2f} at {name}'s" for name, ratio in compared.ratios.items())
         lines.append(
