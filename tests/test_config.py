@@ -51,6 +51,9 @@ def test_a_multirun_is_one_study_a_choice(monkeypatch):
     assert [run.study.folder for run in runs] == [Path("outputs/tiny-fastvar"), Path("outputs/tiny-unified")]
 
 
+URLS = {"postgresql": "postgresql://me:secret@host/studies", "grpc": "grpc://host:13000"}
+
+
 def test_every_choice_of_every_group_composes(monkeypatch):
     groups = [path for path in shipped_folder("conf").iterdir() if path.is_dir()] + [shipped_folder("search_spaces")]
     Path("own.txt").write_text(OWN)
@@ -58,9 +61,16 @@ def test_every_choice_of_every_group_composes(monkeypatch):
         for choice in group.glob("*.yaml"):
             own = choice.stem == "fidelity" or (group.name == "backbone" and choice.stem != "tiny")
             needed = ("prompts=own.txt",) if own else ()
+            needed += (f"storage.url={URLS[choice.stem]}",) if choice.stem in URLS else ()
             (run,) = composed(monkeypatch, f"{group.name}={choice.stem}", *needed)
             chosen = run.composed.get(group.name, {})
             assert chosen.get("name", choice.stem) == choice.stem
+
+
+def test_a_password_is_in_nothing_that_is_recorded(monkeypatch):
+    (run,) = composed(monkeypatch, "storage=postgresql", f"storage.url={URLS['postgresql']}")
+    assert run.study.storage.url == URLS["postgresql"]
+    assert run.composed["storage"]["url"] == "postgresql://me:***@host/studies"
 
 
 def test_every_backbone_sampler_and_latency_has_its_file():
@@ -72,7 +82,7 @@ def test_every_backbone_sampler_and_latency_has_its_file():
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
-        ("nokey=3", "unknown setting 'nokey'; choose from backbone, budget, latency, "),
+        ("nokey=3", "unknown setting 'nokey'; choose from backbone, budget, join, latency, "),
         ("budget.trial=3", "unknown setting 'budget.trial'; choose from front, minutes, trials."),
         ("+budget.trial=3", "unknown setting 'budget.trial'; "),
         ("backbone=nope", "unknown backbone 'nope'; choose from "),

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import optuna
 import pytest
+from autoprune.search.journal import StudyJournal
 from example_study import study_result
 
-from autoprune.search.journal import StudyJournal
 from autoprune.search.tables import findings
 
 

@@ -19,10 +19,10 @@ class ValidationCost:
 
 
 class StudyClock:
-    """Starts when it is made."""
+    """Runs from `began`, in seconds of the epoch: every worker of a run, on whatever machine, reads the same time."""
 
-    def __init__(self, budget: BudgetSettings) -> None:
-        self._budget, self._started, self._round_began = budget, time.monotonic(), 0.0
+    def __init__(self, budget: BudgetSettings, began: float) -> None:
+        self._budget, self._began, self._round_began = budget, began, 0.0
         self._limit = None if budget.minutes is None else 60 * budget.minutes
 
     def has_time(self, validation: ValidationCost) -> bool:
@@ -51,4 +51,4 @@ class StudyClock:
         return wanted if self._limit is None else min(wanted, RESERVE_SHARE * self._limit)
 
     def _elapsed(self) -> float:
-        return time.monotonic() - self._started
+        return time.time() - self._began

@@ -11,30 +11,47 @@ from typing import Literal
 
 import hydra
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from autoprune.backbones import Backbone, load_backbone
 from autoprune.backbones.released import TextOptions
 from autoprune.errors import UserError
 from autoprune.search.folders import shipped_folder
 from autoprune.search.prompt_files import PromptFile, read_prompts
-from autoprune.search.settings import BudgetSettings, LatencySettings, QualitySettings, SamplerSettings, StudySettings
+from autoprune.search.settings import (
+    BudgetSettings,
+    LatencySettings,
+    QualitySettings,
+    SamplerSettings,
+    StorageSettings,
+    StudySettings,
+)
 from autoprune.search.space_file import space_from_document
+from autoprune.search.storage import shown
 
 
 @dataclass(frozen=True)
 class RunSettings:
-    """One run of the command: what to load, what to search, where to record it."""
+    """One run of the command: what to load, what to search, where to record it, by how many processes.
+
+    `several_jobs` says that this is one job of a multirun. `composed` holds no password.
+    """
 
     backbone: "BackboneChoice"
     study: StudySettings
     tracker: "TrackerChoice"
     composed: dict[str, object]
+    workers: int = 1
+    join: bool = False
+    per_device: bool = False
+    several_jobs: bool = False
 
 
 EMBEDDED = "tiny"
@@ -82,10 +99,6 @@ class TrackerChoice(_Strict):
     project: str | None = None
 
 
-class _Storage(_Strict):
-    name: Literal["journal"]
-
-
 class _Study(_Strict):
     dir: Path
     name: str
@@ -93,6 +106,8 @@ class _Study(_Strict):
     discard: bool
     shared_prefix_mb: int
     shared_prefix_host_mb: int
+    lease: float
+    per_device: bool
 
 
 class _Composed(_Strict):
@@ -103,10 +118,12 @@ class _Composed(_Strict):
     quality: QualitySettings
     latency: LatencySettings
     sampler: SamplerSettings
-    storage: _Storage
+    storage: StorageSettings
     tracker: TrackerChoice
     budget: BudgetSettings
     study: _Study
+    workers: int = Field(1, ge=1)
+    join: bool = False
 
 
 def run_composed(task: Callable[[RunSettings], None]) -> None:
@@ -158,8 +175,20 @@ def read_settings(config: DictConfig) -> RunSettings:
         shared_prefix_mb=valid.study.shared_prefix_mb,
         weights={key: path for key, path in valid.weights.items() if path is not None},
         shared_prefix_host_mb=valid.study.shared_prefix_host_mb,
+        storage=valid.storage,
+        lease=valid.study.lease,
     )
-    return RunSettings(backbone=valid.backbone, study=study, tracker=valid.tracker, composed=composed)
+    composed["storage"]["url"] = valid.storage.url and shown(valid.storage)
+    return RunSettings(
+        backbone=valid.backbone,
+        study=study,
+        tracker=valid.tracker,
+        composed=composed,
+        workers=valid.workers,
+        join=valid.join,
+        per_device=valid.study.per_device,
+        several_jobs=HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN,
+    )
 
 
 def _quality(chosen: QualitySettings, prompts: PromptFile | None, *, backbone: str) -> QualitySettings:

@@ -41,18 +41,21 @@ _MEASURED = (
     "speed_up_interval",
     "score_flips",
 )
+_AFTER = ("seconds", "sampler_seconds", "worker", "note", "schedule")
 
 
 def write_trials(folder: StudyFolder, trials: Sequence[TrialRecord]) -> Path:
     """Writes trials.csv: one row a trial, latencies in seconds per batch, the schedule as JSON."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["number", "source", "state", "feasible", *_MEASURED, "seconds", "sampler_seconds", "note", "schedule"])
+    writer.writerow(
+        ["number", "source", "state", "feasible", *_MEASURED, "seconds", "sampler_seconds", "worker", "note", "schedule"]
+    )
     for trial in trials:
         plain = trial.measurement.to_plain() if trial.measurement else {}
         measured = [json.dumps(value) if isinstance(value, list) else value for value in (plain.get(key) for key in _MEASURED)]
         head = [trial.number, trial.source, trial.state, trial.feasible]
-        took = [round(trial.seconds, 3), round(trial.sampler_seconds, 4)]
+        took = [round(trial.seconds, 3), round(trial.sampler_seconds, 4), trial.worker]
         writer.writerow([*head, *measured, *took, trial.note, json.dumps(_decisions(trial.policy))])
     return folder.write("trials.csv", text.getvalue())
 

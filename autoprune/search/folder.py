@@ -1,4 +1,4 @@
-"""The study folder: one owner at a time, one backbone and space for good, every file written whole or not at all."""
+"""The study folder: one leader at a time, one backbone and space for good, every file written whole or not at all."""
 
 import fcntl
 import json
@@ -9,6 +9,7 @@ from typing import Self
 
 from autoprune.errors import UserError
 from autoprune.files import write_whole
+from autoprune.search.storage import JOURNAL_FILE
 
 IDENTITY_FILE = "study.json"
 _ASPECTS = {
@@ -18,16 +19,17 @@ _ASPECTS = {
     "scale_schedule": "scale schedule",
     "space": "search space",
     "space_sha256": "version of the search space",
-    "device": "device or dtype",
+    "device": "device, dtype, kernel or torch",
     "settings": "measurement settings",
 }
 
 
 class StudyFolder:
-    """Context manager holding the folder's lock. Raises UserError when it is unwritable, in use, or another study's."""
+    """Context manager. Raises UserError when the folder is unwritable or another study's."""
 
     def __init__(self, path: Path, identity: Mapping[str, object]) -> None:
-        self.path, self._identity, self._lock = Path(path), json.loads(json.dumps(identity)), None
+        self.path, self.identity, self._lock = Path(path), json.loads(json.dumps(identity)), None
+        self.leads = False
 
     def __enter__(self) -> Self:
         try:
@@ -35,17 +37,48 @@ class StudyFolder:
             self._lock = (self.path / "study.lock").open("w")
         except OSError as error:
             raise UserError(f"study folder {str(self.path)!r} cannot be written ({error.strerror}); set study.dir.") from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"study folder {str(self.path)!r} is in use by another run; wait for it or set study.name."
-            ) from None
-        self._check_identity()
+        known = self.read_json(IDENTITY_FILE)
+        if known is not None:
+            self.check(known)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._lock.close()
+
+    def try_to_lead(self) -> bool:
+        """Returns whether this process holds the folder's lock, taking it if nobody does; the kernel frees that of the dead."""
+        if not self.leads:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                return False
+            self.leads = True
+        return True
+
+    def stop_leading(self) -> None:
+        """Gives the lock to whoever wants it."""
+        fcntl.flock(self._lock, fcntl.LOCK_UN)
+        self.leads = False
+
+    def claim(self) -> None:
+        """Writes study.json, once. A journal without study.json is not ours to continue."""
+        if self.read_json(IDENTITY_FILE) is not None:
+            return
+        if self.file(JOURNAL_FILE).exists():
+            raise UserError(
+                f"study folder {str(self.path)!r} has a journal but no readable study.json; set another study.name."
+            )
+        self.write(IDENTITY_FILE, json.dumps(self.identity, indent=2) + "\n")
+
+    def check(self, known: Mapping[str, object]) -> None:
+        """Raises UserError where a study that is known by this differs from this one."""
+        for key, what in _ASPECTS.items():
+            if known.get(key) != self.identity.get(key):
+                raise UserError(
+                    f"study {str(self.path)!r} belongs to another {what} "
+                    f"({_short(known.get(key))}, now {_short(self.identity.get(key))}); set another study.name"
+                    + (", or study.per_device=true." if key == "device" else ".")
+                )
 
     def file(self, name: str) -> Path:
         """Returns the path of a file of the study."""
@@ -61,22 +94,6 @@ class StudyFolder:
             return json.loads((self.path / name).read_text())
         except (OSError, ValueError):
             return None
-
-    def _check_identity(self) -> None:
-        """Compares with study.json, or writes it. A journal without study.json is not ours to continue."""
-        known = self.read_json(IDENTITY_FILE)
-        if known is None and self.file("study.journal").exists():
-            raise UserError(
-                f"study folder {str(self.path)!r} has a journal but no readable study.json; set another study.name."
-            )
-        for key, what in _ASPECTS.items() if known is not None else ():
-            if known.get(key) != self._identity.get(key):
-                raise UserError(
-                    f"study folder {str(self.path)!r} belongs to another {what} "
-                    f"({_short(known.get(key))}, now {_short(self._identity.get(key))}); set another study.name."
-                )
-        if known is None:
-            self.write(IDENTITY_FILE, json.dumps(self._identity, indent=2) + "\n")
 
 
 def _short(value: object) -> str:

@@ -23,8 +23,8 @@ class NullProgress:
     def step(self) -> None:
         """Counts one finished step of the current phase."""
 
-    def trial_done(self, record: TrialRecord, *, best_speed_up: float, seconds_left: float | None) -> None:
-        """Counts one finished trial; `seconds_left` is None while it is unknown."""
+    def trial_done(self, record: TrialRecord, *, best_speed_up: float, seconds_left: float | None, workers: int = 1) -> None:
+        """Counts one finished trial; `seconds_left` is None while it is unknown; `workers` evaluate others."""
 
 
 class RichProgress(NullProgress):
@@ -40,14 +40,11 @@ class RichProgress(NullProgress):
         )
         self._task: TaskID | None = None
 
-    def __enter__(self) -> Self:
-        self._bars.start()
-        return self
-
     def __exit__(self, *exception: object) -> None:
         self._bars.stop()
 
     def phase(self, name: str, total: int) -> None:
+        self._bars.start()  # not before: of several processes only the one that leads has phases
         self._close_phase()
         self._task = self._bars.add_task(name, total=max(total, 1), note="")
 
@@ -55,10 +52,11 @@ class RichProgress(NullProgress):
         if self._task is not None:
             self._bars.advance(self._task)
 
-    def trial_done(self, record: TrialRecord, *, best_speed_up: float, seconds_left: float | None) -> None:
+    def trial_done(self, record: TrialRecord, *, best_speed_up: float, seconds_left: float | None, workers: int = 1) -> None:
         if self._task is not None:
             left = "" if seconds_left is None else f", {clock(seconds_left)} left"
-            self._bars.update(self._task, advance=1, note=f"best {best_speed_up:.2f}x{left}")
+            many = f", {workers} workers" if workers > 1 else ""
+            self._bars.update(self._task, advance=1, note=f"best {best_speed_up:.2f}x{many}{left}")
 
     def _close_phase(self) -> None:
         if self._task is not None:

@@ -80,7 +80,7 @@ class TrialRecord:
     comparison, never exported), `sampler`, `repeat` (a known policy asked again, told without a run) or `random` (a
     fresh point after repeats). `feasible` says whether every constraint holds. A `discarded` trial was stopped early:
     its measurement covers only the first prompts. `seconds` pass from asking the sampler on, `sampler_seconds` in asking it
-    and in telling it of what came before.
+    and in telling it of what came before. `worker` is the name of the process that evaluated it.
     """
 
     number: int
@@ -92,6 +92,7 @@ class TrialRecord:
     seconds: float
     note: str = ""
     sampler_seconds: float = 0.0
+    worker: str = ""
 
     @property
     def preset(self) -> str:

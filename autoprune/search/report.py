@@ -20,11 +20,11 @@ from autoprune.search.dimension_plot import save_dimension_plot
 from autoprune.search.picture_grid import save_picture_grid
 from autoprune.search.plots import save_pareto_image
 from autoprune.search.prompt_files import texts_sha256
+from autoprune.search.publication import TABLE_FILE
 from autoprune.search.quality import make_quality
 from autoprune.search.records import StudyResult
 from autoprune.search.report_page import PageDetails, Pictures, save_report_page, scale_times
 from autoprune.search.settings import StudySettings
-from autoprune.search.study import TABLE_FILE
 from autoprune.search.study_points import study_points
 from autoprune.search.tables import relative
 from autoprune.search.tracking import ReportFiles

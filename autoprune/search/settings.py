@@ -15,6 +15,7 @@ QUALITIES = ("scenes", "fidelity")
 AUTO = "auto"
 SAMPLERS = ("gp", "tpe", "nsga2", "random")
 LATENCIES = ("table", "measured")
+STORAGES = {"journal": "", "postgresql": "postgresql", "grpc": "grpc://"}  # and how their addresses begin
 
 
 @dataclass(frozen=True)
@@ -119,12 +120,35 @@ class BudgetSettings:
 
 
 @dataclass(frozen=True)
+class StorageSettings:
+    """Where the trials of a study live: a `journal` file in its folder, a `postgresql` server at `url`, or at `url` Optuna's
+    `grpc` proxy in front of one. A server that goes away is waited for, `patience` minutes at most.
+    """
+
+    name: str = "journal"
+    url: str | None = None
+    patience: float = 10.0
+
+    def __post_init__(self) -> None:
+        if self.name not in STORAGES:
+            raise unknown_name("storage", self.name, STORAGES)
+        start = STORAGES[self.name]
+        if bool(start) != (self.url is not None and self.url.startswith(start)):
+            rule = f"a storage.url that starts with {start}" if start else "no storage.url"
+            given = self.url and self.url.partition(":")[0]  # the rest may hold a password
+            raise UserError(f"storage {self.name} takes {rule}, got {given}; see README, Many GPUs.")
+        if self.patience < 0:
+            raise UserError(f"storage.patience must be at least 0 minutes, got {self.patience}.")
+
+
+@dataclass(frozen=True)
 class StudySettings:
     """Everything a study needs besides the backbone. `directory`/`name` is the study folder.
 
     `prompts` are the user's own, which the quality `fidelity` needs and no other one takes. Trials start where earlier runs
     of their prompts had got to; that takes at most `shared_prefix_mb`, 0 for none, and with CUDA `shared_prefix_host_mb` of
-    pinned memory beside them. `weights` are the files and folders that metrics read, by key.
+    pinned memory beside them. `weights` are the files and folders that metrics read, by key. A worker on another machine
+    counts as gone when it gave no sign for `lease` seconds.
     """
 
     directory: Path
@@ -140,12 +164,15 @@ class StudySettings:
     shared_prefix_mb: int = 2048
     shared_prefix_host_mb: int = 4096
     weights: Mapping[str, Path] = field(default_factory=dict)
+    storage: StorageSettings = field(default_factory=StorageSettings)
+    lease: float = 120.0
 
     def __post_init__(self) -> None:
         self._check_prompts()
         check_metrics((self.quality.loss, *self.quality.metrics), self.weights)
         for name in ("shared_prefix_mb", "shared_prefix_host_mb"):
             _at_least(f"study.{name}", getattr(self, name), 0)
+        _at_least("study.lease", self.lease, 1)
 
     @property
     def folder(self) -> Path:
@@ -178,6 +205,6 @@ class StudySettings:
             self.prompts.take(split, count)
 
 
-def _at_least(name: str, value: int, least: int) -> None:
+def _at_least(name: str, value: float, least: int) -> None:
     if value < least:
         raise UserError(f"{name} must be at least {least}, got {value}.")

@@ -1,0 +1,311 @@
+"""The Optuna study that all workers share: presets and trials wait in it, are asked, told, given back and taken from the dead.
+
+The storage is the truth; what a process remembers is only what `sync` has read. Everything a record holds travels along.
+"""
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+
+from autoprune.policy import Policy
+from autoprune.search.front import objectives
+from autoprune.search.presence import Presence, Worker
+from autoprune.search.records import Measurement, TrialRecord
+from autoprune.search.space import Preset, SearchSpace, Vector
+from autoprune.search.storage import PatientStorage
+
+MOST_RETRIES = 2
+_RECORD, _SOURCE, _FIRST, _POLICY = "record", "source", "first", "policy"  # user attributes of trials
+_WORKER, _ATTEMPT, _RETRY_OF = "worker", "attempt", "retry_of"
+_RUN, _IDENTITY, _LEADER = "run", "identity", "leader"  # user attributes of the study
+
+Finished = tuple[TrialRecord, Measurement | None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of the command over a study, by however many workers. `began` is in seconds of the epoch; `token` is what the
+    workers that were started together share, empty where nobody can know."""
+
+    number: int = 0
+    is_open: bool = False
+    began: float = 0.0
+    token: str = ""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A trial this worker holds. `outside` is a preset or control that no vector of the space stands for."""
+
+    trial: Trial
+    source: str
+    policy: Policy
+    outside: bool
+
+    @property
+    def number(self) -> int:
+        """Returns its number in the study."""
+        return self.trial.number
+
+
+class SharedStudy:
+    """An Optuna study of two minimised objectives (log relative latency, loss), as one worker sees it."""
+
+    def __init__(self, storage: PatientStorage, *, name: str, space: SearchSpace) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._storage, self._space = storage, space
+        self._study = optuna.create_study(
+            storage=storage, study_name=name, directions=["minimize", "minimize"], load_if_exists=True
+        )
+        self._trials: list[FrozenTrial] = []
+        self._attributes: dict[str, object] = {}
+        self._told: set[int] = set()
+        self._keys: dict[int, str] = {}
+        self._seconds = 0.0
+
+    def use(self, sampler: BaseSampler) -> None:
+        """Lets a sampler propose what is asked."""
+        self._study.sampler = sampler
+
+    @property
+    def outages(self) -> int:
+        """Returns how many calls had to wait for the storage."""
+        return self._storage.outages
+
+    @property
+    def is_remote(self) -> bool:
+        """Returns whether workers may see it whose study folder is another one."""
+        return self._storage.patience > 0
+
+    def attributes(self) -> Mapping[str, object]:
+        """Returns the user attributes, as of the last `sync`."""
+        return self._attributes
+
+    def put(self, key: str, value: object, *, at_once: bool = False) -> None:
+        """Sets a user attribute; `at_once` raises where the storage does not answer."""
+        storage = self._storage.storage if at_once else self._storage
+        storage.set_study_user_attr(self._study._study_id, key, value)
+        if not at_once:
+            self._attributes[key] = value
+
+    def run(self) -> Run:
+        """Returns the current or last run."""
+        known = self._attributes.get(_RUN)
+        return Run(**known) if isinstance(known, dict) else Run()
+
+    def set_run(self, run: Run) -> None:
+        """Opens or closes a run."""
+        self.put(_RUN, asdict(run))
+
+    def identity(self) -> dict[str, object] | None:
+        """Returns what the study is of, None before its first run."""
+        return self._attributes.get(_IDENTITY)
+
+    def set_identity(self, identity: Mapping[str, object]) -> None:
+        """Sets what the study is of."""
+        self.put(_IDENTITY, dict(identity))
+
+    def leader(self) -> str:
+        """Returns the token of the worker that leads or led, empty before the first."""
+        return str(self._attributes.get(_LEADER, ""))
+
+    def set_leader(self, worker: Worker) -> None:
+        """Says that a worker leads."""
+        self.put(_LEADER, worker.token)
+
+    def sync(self) -> None:
+        """Reads everything."""
+        self._trials = self._study.get_trials(deepcopy=False)
+        self._attributes = dict(self._study.user_attrs)
+
+    def news(self) -> list[Finished]:
+        """Returns the finished records that were not returned before, each with its first batch, as of the last `sync`."""
+        done = [trial for trial in self._trials if trial.state.is_finished() and trial.number not in self._told]
+        self._told.update(trial.number for trial in done)
+        return [(_record(trial), _first(trial)) for trial in done if _RECORD in trial.user_attrs]
+
+    def size(self) -> int:
+        """Returns how many trials there are, of every kind."""
+        return len(self._trials)
+
+    def running(self, *, but: int = -1) -> dict[int, str | None]:
+        """Returns the policy keys of the trials that are being evaluated, by number, `but` one; None while it is not known."""
+        return {trial.number: self._key(trial) for trial in self._in(TrialState.RUNNING) if trial.number != but}
+
+    def workers(self) -> int:
+        """Returns how many workers hold a trial."""
+        return len({trial.user_attrs.get(_WORKER) for trial in self._in(TrialState.RUNNING)})
+
+    def waiting(self) -> list[str]:
+        """Returns the sources of what waits, in order; what was taken from a dead worker, or given back, is `again`."""
+        return ["again" if _RETRY_OF in t.user_attrs else _source(t) for t in self._in(TrialState.WAITING)]
+
+    def vectors(self, numbers: Iterable[int]) -> dict[int, Vector]:
+        """Returns the vectors of the trials with these numbers, without those outside the space."""
+        wanted = set(numbers)
+        return {trial.number: dict(trial.params) for trial in self._trials if trial.number in wanted and trial.params}
+
+    def enqueue(self, vector: Vector, source: str) -> None:
+        """Queues a vector, to be asked before anything the sampler proposes."""
+        self._study.enqueue_trial(dict(vector), user_attrs={_SOURCE: source})
+
+    def enqueue_presets(self, presets: Sequence[Preset]) -> None:
+        """Queues the presets and controls that neither wait nor run nor were told: first those that have a vector."""
+        states = (TrialState.WAITING, TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED)
+        there = {_source(trial) for trial in self._trials if trial.state in states}
+        for preset in sorted(presets, key=lambda preset: preset.vector is None):
+            if preset.trial_source in there:
+                continue
+            if preset.vector is not None:
+                self.enqueue(preset.vector, preset.trial_source)
+            else:
+                self._enqueue_outside(preset.policy.to_json(), {_SOURCE: preset.trial_source})
+
+    def ask(self, worker: Worker) -> Asked:
+        """Returns the next trial, held by `worker`: what waits first, then what the sampler proposes."""
+        with self._sampling():
+            trial = self._study.ask()
+            trial.set_user_attr(_WORKER, worker.token)
+            policy = trial.user_attrs.get(_POLICY)
+            if policy is not None:
+                return Asked(trial, _source(trial), Policy.from_json(policy, source=f"trial {trial.number}"), outside=True)
+            vector = {name: _suggested(trial, name, kind) for name, kind in self._space.distributions.items()}
+            return Asked(trial, _source(trial), self._space.policy(vector), outside=False)
+
+    def spent_sampling(self) -> float:
+        """Returns the seconds spent in asking and telling since it was last called."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
+
+    def tell(self, asked: Asked, record: TrialRecord, *, first: Measurement, constraints: Mapping[str, float]) -> None:
+        """Finishes a trial with its values; the record is stored before the trial counts as finished.
+
+        What is outside the space is kept out of what the sampler models (PRUNED). A trial that another worker was given
+        meanwhile, because nothing was heard of this one, is left alone.
+        """
+        with self._sampling():
+            for key, value in constraints.items():
+                asked.trial.set_constraint(key, value)
+            asked.trial.set_user_attr(_FIRST, first.to_plain())
+            asked.trial.set_user_attr(_RECORD, _plain(record))
+            self._finish(asked.number, record, outside=asked.outside)
+
+    def fail(self, asked: Asked, record: TrialRecord | None) -> None:
+        """Finishes a trial that raised, or that this worker does not evaluate (no record)."""
+        if record is not None:
+            asked.trial.set_user_attr(_RECORD, _plain(record))
+        self._study.tell(asked.number, state=TrialState.FAIL, skip_if_finished=True)
+
+    def give_back(self, asked: Asked) -> None:
+        """Queues a trial again that this worker does not go on with."""
+        self._again(self._study.get_trials(deepcopy=False)[asked.number], attempts=0)
+
+    def reclaim(self, presence: Presence) -> list[str]:
+        """Takes the trials of dead workers back and returns a sentence for each. Only the leader may.
+
+        What was told but not finished is finished; else it is queued again, after MOST_RETRIES times recorded as failed.
+        """
+        said = []
+        for trial in self._in(TrialState.RUNNING):
+            token = trial.user_attrs.get(_WORKER)
+            if token == presence.worker.token or not presence.is_gone(token or f"of trial {trial.number}"):
+                continue
+            who, attempt = presence.label(token), trial.user_attrs.get(_ATTEMPT, 0)
+            if _RECORD in trial.user_attrs:
+                self._finish(trial.number, _record(trial), outside=_POLICY in trial.user_attrs)
+                said.append(f"trial {trial.number}: its worker {who} is gone; its result was there.")
+            elif attempt >= MOST_RETRIES:
+                note = f"its worker is gone, as {attempt} before it; the last was {who}"
+                self._storage.set_trial_user_attr(trial._trial_id, _RECORD, _plain(self._lost(trial, note)))
+                self._study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+                said.append(f"trial {trial.number}: {note}; it is not tried again.")
+            else:
+                self._again(trial, attempts=1)
+                said.append(f"trial {trial.number}: its worker {who} is gone; the trial is tried again.")
+        return said
+
+    def _again(self, trial: FrozenTrial, *, attempts: int) -> None:
+        """Queues a running trial again, then ends it. Who dies between leaves it twice; the second is known by its policy."""
+        attributes = {_SOURCE: _source(trial), _RETRY_OF: trial.number}
+        attributes[_ATTEMPT] = trial.user_attrs.get(_ATTEMPT, 0) + attempts
+        if not any(other.user_attrs.get(_RETRY_OF) == trial.number for other in self._trials):
+            if _POLICY in trial.user_attrs:
+                self._enqueue_outside(trial.user_attrs[_POLICY], attributes)
+            elif trial.params.keys() == self._space.distributions.keys():
+                self._study.enqueue_trial(trial.params, user_attrs=attributes)
+            elif "fixed_params" in trial.system_attrs:
+                self._study.enqueue_trial(trial.system_attrs["fixed_params"], user_attrs=attributes)
+        self._study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+
+    def _enqueue_outside(self, policy: str, attributes: Mapping[str, object]) -> None:
+        self._study.add_trial(create_trial(state=TrialState.WAITING, user_attrs={**attributes, _POLICY: policy}))
+
+    def _finish(self, number: int, record: TrialRecord, *, outside: bool) -> None:
+        if outside:
+            self._study.tell(number, state=TrialState.PRUNED, skip_if_finished=True)
+        else:
+            self._study.tell(number, list(objectives(record.measurement)), skip_if_finished=True)
+
+    def _lost(self, trial: FrozenTrial, note: str) -> TrialRecord:
+        policy = trial.user_attrs.get(_POLICY)
+        policy = (
+            self._space.policy(trial.params) if policy is None else Policy.from_json(policy, source=f"trial {trial.number}")
+        )
+        return TrialRecord(trial.number, _source(trial), policy, None, False, "failed", 0.0, note=note)
+
+    def _in(self, state: TrialState) -> list[FrozenTrial]:
+        return [trial for trial in self._trials if trial.state == state]
+
+    def _key(self, trial: FrozenTrial) -> str | None:
+        """Returns the key of a trial's policy, None while its vector is being written."""
+        if trial.number not in self._keys:
+            if _POLICY not in trial.user_attrs and trial.params.keys() != self._space.distributions.keys():
+                return None
+            self._keys[trial.number] = self._policy(trial).key()
+        return self._keys[trial.number]
+
+    def _policy(self, trial: FrozenTrial) -> Policy:
+        policy = trial.user_attrs.get(_POLICY)
+        return self._space.policy(trial.params) if policy is None else Policy.from_json(policy, source=f"trial {trial.number}")
+
+    @contextmanager
+    def _sampling(self) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self._seconds += time.perf_counter() - began
+
+
+def _suggested(trial: Trial, name: str, kind: BaseDistribution) -> object:
+    if isinstance(kind, CategoricalDistribution):
+        return trial.suggest_categorical(name, kind.choices)
+    suggest = trial.suggest_int if isinstance(kind, IntDistribution) else trial.suggest_float
+    return suggest(name, kind.low, kind.high, step=kind.step, log=kind.log)
+
+
+def _source(trial: FrozenTrial | Trial) -> str:
+    """Returns where a trial came from."""
+    return trial.user_attrs.get(_SOURCE, "sampler")
+
+
+def _plain(record: TrialRecord) -> dict[str, object]:
+    plain = {name: value for name, value in vars(record).items() if name not in ("policy", "measurement")}
+    measurement = record.measurement and record.measurement.to_plain()
+    return plain | {"policy": record.policy.to_json(), "measurement": measurement}
+
+
+def _record(trial: FrozenTrial) -> TrialRecord:
+    plain = dict(trial.user_attrs[_RECORD])
+    measurement = plain.pop("measurement")
+    policy = Policy.from_json(plain.pop("policy"), source=f"trial {trial.number}")
+    return TrialRecord(policy=policy, measurement=measurement and Measurement.from_plain(measurement), **plain)
+
+
+def _first(trial: FrozenTrial) -> Measurement | None:
+    plain = trial.user_attrs.get(_FIRST)
+    return plain and Measurement.from_plain(plain)
