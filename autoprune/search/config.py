@@ -134,11 +134,14 @@ def run_composed(task: Callable[[RunSettings], None]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them and exiting with 1
     Plugins.instance().register(_SearchSpacesBesideConf)
     failures: list[Exception] = []
+    composing = os.getpid()
 
     def job(config: DictConfig) -> None:
         try:
             task(read_settings(config))
         except Exception as error:  # raised below: Hydra would first print a line of its own
+            if os.getpid() != composing:  # a launcher took the job to another process, and tells this one
+                raise
             failures.append(error)
 
     try:

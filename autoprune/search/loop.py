@@ -70,6 +70,7 @@ class StudyLoop:
             self.publication.progress.phase("dense reference", 1)
         with self.lock:
             self.dense = self.evaluator.dense()
+        self.publication.progress.step()
         with self.interrupts.finishing():  # libraries that are interrupted in a lock raise what they like
             self._sync()
             while not self._is_over():

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage, GrpcStorageProxy, RDBStorage, get_storage
 from optuna.storages.journal import JournalFileBackend, JournalStorage
+from sqlalchemy.exc import IntegrityError, ProgrammingError
 
 from autoprune.errors import UserError
 from autoprune.search.settings import StorageSettings
@@ -28,8 +29,13 @@ def open_storage(settings: StorageSettings, folder: Path) -> "PatientStorage":
     """Returns the storage, connected. Raises UserError where it does not answer, or what it needs is not installed."""
     if settings.name == "journal":
         return PatientStorage(JournalStorage(JournalFileBackend(str(folder / JOURNAL_FILE))), patience=0)
+    return PatientStorage(server_storage(settings), patience=60 * settings.patience)
+
+
+def server_storage(settings: StorageSettings) -> BaseStorage:
+    """Returns the storage of a server, connected. Raises UserError as `open_storage`."""
     try:
-        return PatientStorage(_connected(settings), patience=60 * settings.patience)
+        return _connected(settings)
     except ImportError as error:
         raise UserError(f'storage {settings.name} needs {error.name}; run: pip install "autoprune[cluster]"') from None
     except Exception as error:
@@ -128,6 +134,11 @@ def _connected(settings: StorageSettings) -> BaseStorage:
         settings.url if settings.url.startswith("postgresql+") else settings.url.replace("postgresql", "postgresql+psycopg", 1)
     )
     options = {"pool_pre_ping": True, "connect_args": {"connect_timeout": CONNECT_SECONDS}}
+    for pause in PAUSES:
+        try:
+            return get_storage(RDBStorage(url, engine_kwargs=options))
+        except (IntegrityError, ProgrammingError):  # another worker creates the tables
+            time.sleep(pause)
     return get_storage(RDBStorage(url, engine_kwargs=options))
 
 

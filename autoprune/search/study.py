@@ -50,7 +50,8 @@ def run_study(
     """
     check_prompts(settings, backbone)
     space, crew = space_for(settings.space, backbone), crew or Crew()
-    _LOG.info("%s", " ".join(space.missing))
+    if space.missing:
+        _LOG.info("%s", " ".join(space.missing))
     with ExitStack() as stack:
         folder = stack.enter_context(StudyFolder(settings.folder, _identity(settings, backbone, space)))
         interrupts = stack.enter_context(Interrupts(_LOG.warning))
