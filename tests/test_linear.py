@@ -41,9 +41,10 @@ def test_equals_torch(dtype: torch.dtype, rows: tuple[int, ...], packed: bool) -
 def test_parts_and_transposed_inputs_are_read_as_they_are(dtype: torch.dtype, packed: bool) -> None:
     x, layer = operands(dtype, (4, 9), packed=packed)
     swapped = x.transpose(0, 1)
+    close = {"rtol": 0, "atol": TOLERANCE[dtype]}  # which kernel takes which strides depends on the processor
     with torch.inference_mode():
-        assert torch.equal(linear(swapped, layer), linear(swapped.contiguous(), layer))
-        assert torch.equal(linear_gelu(x[:, 2:5], layer), linear_gelu(x[:, 2:5].contiguous(), layer))
+        torch.testing.assert_close(linear(swapped, layer), linear(swapped.contiguous(), layer), **close)
+        torch.testing.assert_close(linear_gelu(x[:, 2:5], layer), linear_gelu(x[:, 2:5].contiguous(), layer), **close)
 
 
 def test_gradients_flow_and_autocast_is_obeyed() -> None:

@@ -3,6 +3,7 @@
 The storage is the truth; what a process remembers is only what `sync` has read. Everything a record holds travels along.
 """
 
+import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from dataclasses import asdict, dataclass
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
@@ -19,11 +21,23 @@ from autoprune.search.presence import Presence, Worker
 from autoprune.search.records import Measurement, TrialRecord
 from autoprune.search.space import Preset, SearchSpace, Vector
 from autoprune.search.storage import PatientStorage
+from autoprune.search.trial_attributes import (
+    ATTEMPT,
+    FIRST,
+    POLICY,
+    RECORD,
+    RETRY_OF,
+    SOURCE,
+    WORKER,
+    first_of,
+    plain_record,
+    record_of,
+    source_of,
+)
 
+_LOG = logging.getLogger("autoprune")
 MOST_RETRIES = 2
-_RECORD, _SOURCE, _FIRST, _POLICY = "record", "source", "first", "policy"  # user attributes of trials
-_WORKER, _ATTEMPT, _RETRY_OF = "worker", "attempt", "retry_of"
-_RUN, _IDENTITY, _LEADER = "run", "identity", "leader"  # user attributes of the study
+_RUN, _IDENTITY, _LEADER = "run", "identity", "leader"
 
 Finished = tuple[TrialRecord, Measurement | None]
 
@@ -128,7 +142,7 @@ class SharedStudy:
         """Returns the finished records that were not returned before, each with its first batch, as of the last `sync`."""
         done = [trial for trial in self._trials if trial.state.is_finished() and trial.number not in self._told]
         self._told.update(trial.number for trial in done)
-        return [(_record(trial), _first(trial)) for trial in done if _RECORD in trial.user_attrs]
+        return [(record_of(trial), first_of(trial)) for trial in done if RECORD in trial.user_attrs]
 
     def size(self) -> int:
         """Returns how many trials there are, of every kind."""
@@ -140,11 +154,11 @@ class SharedStudy:
 
     def workers(self) -> int:
         """Returns how many workers hold a trial."""
-        return len({trial.user_attrs.get(_WORKER) for trial in self._in(TrialState.RUNNING)})
+        return len({trial.user_attrs.get(WORKER) for trial in self._in(TrialState.RUNNING)})
 
     def waiting(self) -> list[str]:
         """Returns the sources of what waits, in order; what was taken from a dead worker, or given back, is `again`."""
-        return ["again" if _RETRY_OF in t.user_attrs else _source(t) for t in self._in(TrialState.WAITING)]
+        return ["again" if RETRY_OF in t.user_attrs else source_of(t) for t in self._in(TrialState.WAITING)]
 
     def vectors(self, numbers: Iterable[int]) -> dict[int, Vector]:
         """Returns the vectors of the trials with these numbers, without those outside the space."""
@@ -153,30 +167,30 @@ class SharedStudy:
 
     def enqueue(self, vector: Vector, source: str) -> None:
         """Queues a vector, to be asked before anything the sampler proposes."""
-        self._study.enqueue_trial(dict(vector), user_attrs={_SOURCE: source})
+        self._study.enqueue_trial(dict(vector), user_attrs={SOURCE: source})
 
     def enqueue_presets(self, presets: Sequence[Preset]) -> None:
         """Queues the presets and controls that neither wait nor run nor were told: first those that have a vector."""
         states = (TrialState.WAITING, TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED)
-        there = {_source(trial) for trial in self._trials if trial.state in states}
+        there = {source_of(trial) for trial in self._trials if trial.state in states}
         for preset in sorted(presets, key=lambda preset: preset.vector is None):
             if preset.trial_source in there:
                 continue
             if preset.vector is not None:
                 self.enqueue(preset.vector, preset.trial_source)
             else:
-                self._enqueue_outside(preset.policy.to_json(), {_SOURCE: preset.trial_source})
+                self._enqueue_outside(preset.policy.to_json(), {SOURCE: preset.trial_source})
 
     def ask(self, worker: Worker) -> Asked:
         """Returns the next trial, held by `worker`: what waits first, then what the sampler proposes."""
         with self._sampling():
             trial = self._study.ask()
-            trial.set_user_attr(_WORKER, worker.token)
-            policy = trial.user_attrs.get(_POLICY)
+            trial.set_user_attr(WORKER, worker.token)
+            policy = trial.user_attrs.get(POLICY)
             if policy is not None:
-                return Asked(trial, _source(trial), Policy.from_json(policy, source=f"trial {trial.number}"), outside=True)
+                return Asked(trial, source_of(trial), Policy.from_json(policy, source=f"trial {trial.number}"), outside=True)
             vector = {name: _suggested(trial, name, kind) for name, kind in self._space.distributions.items()}
-            return Asked(trial, _source(trial), self._space.policy(vector), outside=False)
+            return Asked(trial, source_of(trial), self._space.policy(vector), outside=False)
 
     def spent_sampling(self) -> float:
         """Returns the seconds spent in asking and telling since it was last called."""
@@ -189,18 +203,19 @@ class SharedStudy:
         What is outside the space is kept out of what the sampler models (PRUNED). A trial that another worker was given
         meanwhile, because nothing was heard of this one, is left alone.
         """
-        with self._sampling():
+        with self._sampling(), self._lenient(asked):
             for key, value in constraints.items():
                 asked.trial.set_constraint(key, value)
-            asked.trial.set_user_attr(_FIRST, first.to_plain())
-            asked.trial.set_user_attr(_RECORD, _plain(record))
+            asked.trial.set_user_attr(FIRST, first.to_plain())
+            asked.trial.set_user_attr(RECORD, plain_record(record))
             self._finish(asked.number, record, outside=asked.outside)
 
     def fail(self, asked: Asked, record: TrialRecord | None) -> None:
         """Finishes a trial that raised, or that this worker does not evaluate (no record)."""
-        if record is not None:
-            asked.trial.set_user_attr(_RECORD, _plain(record))
-        self._study.tell(asked.number, state=TrialState.FAIL, skip_if_finished=True)
+        with self._lenient(asked):
+            if record is not None:
+                asked.trial.set_user_attr(RECORD, plain_record(record))
+            self._study.tell(asked.number, state=TrialState.FAIL, skip_if_finished=True)
 
     def give_back(self, asked: Asked) -> None:
         """Queues a trial again that this worker does not go on with."""
@@ -213,16 +228,16 @@ class SharedStudy:
         """
         said = []
         for trial in self._in(TrialState.RUNNING):
-            token = trial.user_attrs.get(_WORKER)
+            token = trial.user_attrs.get(WORKER)
             if token == presence.worker.token or not presence.is_gone(token or f"of trial {trial.number}"):
                 continue
-            who, attempt = presence.label(token), trial.user_attrs.get(_ATTEMPT, 0)
-            if _RECORD in trial.user_attrs:
-                self._finish(trial.number, _record(trial), outside=_POLICY in trial.user_attrs)
+            who, attempt = presence.label(token), trial.user_attrs.get(ATTEMPT, 0)
+            if RECORD in trial.user_attrs:
+                self._finish(trial.number, record_of(trial), outside=POLICY in trial.user_attrs)
                 said.append(f"trial {trial.number}: its worker {who} is gone; its result was there.")
             elif attempt >= MOST_RETRIES:
                 note = f"its worker is gone, as {attempt} before it; the last was {who}"
-                self._storage.set_trial_user_attr(trial._trial_id, _RECORD, _plain(self._lost(trial, note)))
+                self._storage.set_trial_user_attr(trial._trial_id, RECORD, plain_record(self._lost(trial, note)))
                 self._study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
                 said.append(f"trial {trial.number}: {note}; it is not tried again.")
             else:
@@ -232,11 +247,11 @@ class SharedStudy:
 
     def _again(self, trial: FrozenTrial, *, attempts: int) -> None:
         """Queues a running trial again, then ends it. Who dies between leaves it twice; the second is known by its policy."""
-        attributes = {_SOURCE: _source(trial), _RETRY_OF: trial.number}
-        attributes[_ATTEMPT] = trial.user_attrs.get(_ATTEMPT, 0) + attempts
-        if not any(other.user_attrs.get(_RETRY_OF) == trial.number for other in self._trials):
-            if _POLICY in trial.user_attrs:
-                self._enqueue_outside(trial.user_attrs[_POLICY], attributes)
+        attributes = {SOURCE: source_of(trial), RETRY_OF: trial.number}
+        attributes[ATTEMPT] = trial.user_attrs.get(ATTEMPT, 0) + attempts
+        if not any(other.user_attrs.get(RETRY_OF) == trial.number for other in self._trials):
+            if POLICY in trial.user_attrs:
+                self._enqueue_outside(trial.user_attrs[POLICY], attributes)
             elif trial.params.keys() == self._space.distributions.keys():
                 self._study.enqueue_trial(trial.params, user_attrs=attributes)
             elif "fixed_params" in trial.system_attrs:
@@ -244,7 +259,7 @@ class SharedStudy:
         self._study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
     def _enqueue_outside(self, policy: str, attributes: Mapping[str, object]) -> None:
-        self._study.add_trial(create_trial(state=TrialState.WAITING, user_attrs={**attributes, _POLICY: policy}))
+        self._study.add_trial(create_trial(state=TrialState.WAITING, user_attrs={**attributes, POLICY: policy}))
 
     def _finish(self, number: int, record: TrialRecord, *, outside: bool) -> None:
         if outside:
@@ -253,11 +268,11 @@ class SharedStudy:
             self._study.tell(number, list(objectives(record.measurement)), skip_if_finished=True)
 
     def _lost(self, trial: FrozenTrial, note: str) -> TrialRecord:
-        policy = trial.user_attrs.get(_POLICY)
+        policy = trial.user_attrs.get(POLICY)
         policy = (
             self._space.policy(trial.params) if policy is None else Policy.from_json(policy, source=f"trial {trial.number}")
         )
-        return TrialRecord(trial.number, _source(trial), policy, None, False, "failed", 0.0, note=note)
+        return TrialRecord(trial.number, source_of(trial), policy, None, False, "failed", 0.0, note=note)
 
     def _in(self, state: TrialState) -> list[FrozenTrial]:
         return [trial for trial in self._trials if trial.state == state]
@@ -265,14 +280,22 @@ class SharedStudy:
     def _key(self, trial: FrozenTrial) -> str | None:
         """Returns the key of a trial's policy, None while its vector is being written."""
         if trial.number not in self._keys:
-            if _POLICY not in trial.user_attrs and trial.params.keys() != self._space.distributions.keys():
+            if POLICY not in trial.user_attrs and trial.params.keys() != self._space.distributions.keys():
                 return None
             self._keys[trial.number] = self._policy(trial).key()
         return self._keys[trial.number]
 
     def _policy(self, trial: FrozenTrial) -> Policy:
-        policy = trial.user_attrs.get(_POLICY)
+        policy = trial.user_attrs.get(POLICY)
         return self._space.policy(trial.params) if policy is None else Policy.from_json(policy, source=f"trial {trial.number}")
+
+    @contextmanager
+    def _lenient(self, asked: Asked) -> Iterator[None]:
+        """Leaves a trial alone that was taken from this worker."""
+        try:
+            yield
+        except UpdateFinishedTrialError:
+            _LOG.warning("trial %d was given to another worker, as nothing was heard of this one.", asked.number)
 
     @contextmanager
     def _sampling(self) -> Iterator[None]:
@@ -286,26 +309,3 @@ def _suggested(trial: Trial, name: str, kind: BaseDistribution) -> object:
         return trial.suggest_categorical(name, kind.choices)
     suggest = trial.suggest_int if isinstance(kind, IntDistribution) else trial.suggest_float
     return suggest(name, kind.low, kind.high, step=kind.step, log=kind.log)
-
-
-def _source(trial: FrozenTrial | Trial) -> str:
-    """Returns where a trial came from."""
-    return trial.user_attrs.get(_SOURCE, "sampler")
-
-
-def _plain(record: TrialRecord) -> dict[str, object]:
-    plain = {name: value for name, value in vars(record).items() if name not in ("policy", "measurement")}
-    measurement = record.measurement and record.measurement.to_plain()
-    return plain | {"policy": record.policy.to_json(), "measurement": measurement}
-
-
-def _record(trial: FrozenTrial) -> TrialRecord:
-    plain = dict(trial.user_attrs[_RECORD])
-    measurement = plain.pop("measurement")
-    policy = Policy.from_json(plain.pop("policy"), source=f"trial {trial.number}")
-    return TrialRecord(policy=policy, measurement=measurement and Measurement.from_plain(measurement), **plain)
-
-
-def _first(trial: FrozenTrial) -> Measurement | None:
-    plain = trial.user_attrs.get(_FIRST)
-    return plain and Measurement.from_plain(plain)
