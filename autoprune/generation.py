@@ -10,7 +10,9 @@ from torch import Tensor
 
 from autoprune.backbones import Backbone, Sampling
 from autoprune.backbones.family import Features, Tokenizer
+from autoprune.backbones.forks import check_process
 from autoprune.backbones.infinity import Step
+from autoprune.backbones.layers import without_autocast
 from autoprune.errors import UserError
 from autoprune.policy import Policy
 from autoprune.pruning.plan import Plan, ScalePlan, compile_plan
@@ -88,7 +90,8 @@ def generate_latent(
 
 def _run_scales(backbone: Backbone, state: GenerationState, observer: Observer, start: Snapshot | None) -> Tensor:
     request, tokenizer, schedule = state.request, backbone.tokenizer, state.plan.schedule
-    latent = torch.zeros(state.batch, tokenizer.channels, *tokenizer.latent_size(schedule), device=backbone.device)
+    size = (state.batch, tokenizer.channels, *tokenizer.latent_size(schedule))
+    latent = torch.zeros(size, dtype=torch.float32, device=backbone.device)
     if start is not None:
         latent = start.latent
     for group in request.plan.groups[start.scales if start else 0 :]:
@@ -168,8 +171,10 @@ def generate(
     Noise of sample i depends on (seed, sampling.first_sample + i, scale) only. A policy whose batch rule is `split` lets
     each sample follow its own data-dependent decisions, one after the other. `start` is where a recorded generation of the
     same prompts, seed and sampling agrees with this policy so far (autoprune/prefix.py). Raises UserError for a policy made
-    for another backbone or schedule, and for prompts the text encoder cannot read.
+    for another backbone or schedule, and for prompts the text encoder cannot read. What the host program set for itself,
+    autocast, default dtype and device, gradients, random state, is neither used nor changed.
     """
+    check_process()
     if isinstance(prompts, str) or not prompts:
         raise UserError("prompts must be a list with at least one text; wrap a single prompt in a list.")
     sampling = sampling or backbone.sampling
@@ -182,9 +187,9 @@ def generate(
         options = {"policy": policy, "seed": seed, "observer": observer}
         parts = zip(prompts, alone, strict=True)
         return torch.cat([generate(backbone, [prompt], sampling=each, **options) for prompt, each in parts])
-    plan = compile_plan(policy, schedule, backbone.depth)
-    request = resolve(backbone, prompts, plan, seed=seed, sampling=sampling)
-    images = backbone.decode(generate_latent(backbone, request, observer, start=start))
+    with without_autocast(backbone.device):
+        request = resolve(backbone, prompts, compile_plan(policy, schedule, backbone.depth), seed=seed, sampling=sampling)
+        images = backbone.decode(generate_latent(backbone, request, observer, start=start))
     observer.image_done()
     return images
 

@@ -11,12 +11,12 @@ def uniform(address: tuple[int, int, int], count: int, *, stream: str) -> Tensor
 
     They are drawn on the CPU, so that every device sees the same ones.
     """
-    return torch.rand(count, generator=_generator((stream, *address)))
+    return torch.rand(count, generator=_generator((stream, *address)), dtype=torch.float32, device="cpu")
 
 
 def standard_normal(address: tuple[int, int, int], count: int, *, stream: str) -> Tensor:
     """Returns `count` float32 numbers from N(0, 1), addressed as `uniform` and independent of its stream of the same name."""
-    return torch.randn(count, generator=_generator(("standard_normal", stream, *address)))
+    return torch.randn(count, generator=_generator(("standard_normal", stream, *address)), dtype=torch.float32, device="cpu")
 
 
 def placed(drawn: Tensor, device: torch.device) -> Tensor:

@@ -253,7 +253,9 @@ class GenerationState:
         if q.shape[2] == scale.tokens:
             window = window_positions(scale.grid, rule.window, device=q.device)
         else:
-            window = torch.linspace(0, q.shape[2] - 1, min(rule.window, q.shape[2]), device=q.device).long()
+            window = torch.linspace(
+                0, q.shape[2] - 1, min(rule.window, q.shape[2]), dtype=torch.float32, device=q.device
+            ).long()
         scores = importance(q[:, :, window], buffer.keys[:, :, : buffer.length], scale=1.0)
         buffer.keep(select_keys(scores, count, always=buffer.length - q.shape[2] + window))
 

@@ -67,9 +67,9 @@ class CaptionEncoder(nn.Module):
     def forward(self, prompts: Sequence[str]) -> TextFeatures:
         """Raises UserError for a prompt that `tokenize` refuses."""
         rows = [tokenize(prompt) for prompt in prompts]
-        words = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+        words = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long, device="cpu")
         for index, row in enumerate(rows):
-            words[index, : len(row)] = torch.tensor(row)
+            words[index, : len(row)] = torch.tensor(row, device="cpu")
         return self.encode(words.to(self.positions.device), tuple(map(len, rows)))
 
     def encode(self, words: Tensor, lengths: tuple[int, ...]) -> TextFeatures:

@@ -10,6 +10,7 @@ from autoprune.backbones.allocator import keep_freed_memory
 from autoprune.backbones.backbone import Backbone
 from autoprune.backbones.decoding import Decoding
 from autoprune.backbones.embedded import embedded_backbone
+from autoprune.backbones.forks import check_process
 from autoprune.backbones.linear import pack_linears
 from autoprune.backbones.official import RELEASED
 from autoprune.backbones.released import Target, TextOptions, random_backbone, released_backbone
@@ -39,6 +40,7 @@ def load_backbone(
     """
     if name not in BACKBONES:
         raise unknown_name("backbone", name, BACKBONES)
+    check_process()
     place = _device(device)
     target = Target(place, _compute_dtype(dtype, place))
     if place.type == "cpu":

@@ -46,6 +46,6 @@ class RandomContext:
         """Returns the same features for the same prompt; longer prompts have more tokens of their own."""
         tokens, width = self._shape
         rows = [standard_normal((0, 0, 0), tokens * width, stream=f"context:{prompt}") for prompt in prompts]
-        lengths = torch.tensor([1 + len(prompt) % tokens for prompt in prompts])
+        lengths = torch.tensor([1 + len(prompt) % tokens for prompt in prompts], device="cpu")
         values = torch.stack(rows).view(-1, tokens, width).to(self._device)
-        return ContextFeatures.from_mask(values, (torch.arange(tokens) < lengths[:, None]).to(self._device))
+        return ContextFeatures.from_mask(values, (torch.arange(tokens, device="cpu") < lengths[:, None]).to(self._device))

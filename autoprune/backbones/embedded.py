@@ -42,9 +42,10 @@ def embedded_backbone(name: str, weights: str | Path | None, target: Target) -> 
 
     Raises UserError for a file that does not fit.
     """
-    parts, revision = _embedded_parts(TINY, weights)
+    with torch.device("cpu"):  # whatever the host program's defaults are
+        parts, revision = _embedded_parts(TINY, weights)
     for part in parts.values():
-        part.requires_grad_(False).eval().to(target.device)
+        part.requires_grad_(False).eval().float().to(target.device)
     for block in parts["infinity"].layers():
         block.to(target.dtype)
     for network in (parts["vae"].encoder, parts["vae"].decoder):

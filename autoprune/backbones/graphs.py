@@ -76,14 +76,24 @@ class GraphCache:
         if not plain or not self._lock.acquire(blocking=False):
             yield None
             return
-        cuda = self.device.type == "cuda"
         try:
-            if cuda and self._last is not None:  # threads may use streams of their own
-                torch.cuda.current_stream(self.device).wait_event(self._last)
-            yield self
+            with self._in_order():
+                yield self
         finally:
-            self._last = torch.cuda.current_stream(self.device).record_event() if cuda else None
             self._lock.release()
+
+    @contextmanager
+    def _in_order(self) -> Iterator[None]:
+        """Makes the device wait for the last borrower, since threads may use streams of their own."""
+        if self.device.type != "cuda":
+            yield
+            return
+        if self._last is not None:
+            torch.cuda.current_stream(self.device).wait_event(self._last)
+        try:
+            yield
+        finally:
+            self._last = torch.cuda.current_stream(self.device).record_event()
 
     def buffers(self, model: Transformer, rows: int, capacity: int) -> list[KeyValueBuffer] | None:
         """Returns an empty K/V buffer a layer, always in the same memory; None where there is not enough of it."""

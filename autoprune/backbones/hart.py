@@ -234,7 +234,7 @@ class Hart(nn.Module):
 
     def logits(self, x: Tensor, conditioning: Conditioning) -> Tensor:
         """x [R, N, C] -> float32 logits [R, N, vocabulary]."""
-        with without_autocast(x):
+        with without_autocast(x.device):
             gain, shift = conditioning.head_modulation
             return self.head(self.head_nm.ln_wo_grad(x) * gain + shift)
 
@@ -247,7 +247,7 @@ class Hart(nn.Module):
         branches = len(x) // len(codes)
         if weight == 1:
             x, branches = x[: len(codes)], 1
-        with without_autocast(x):
+        with without_autocast(x.device):
             features = self.decoder_norm(x.float() + self.word_embed(tokens).repeat(branches, 1, 1))
             residual = self.diffloss.sample(features, draw, branches=branches, weight=weight)
         return codes + residual.transpose(1, 2).unflatten(2, codes.shape[-2:])

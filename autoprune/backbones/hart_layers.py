@@ -26,8 +26,8 @@ def context_angles(positions: Tensor, head_width: int) -> Tensor:
 def grid_angles(grid: Grid, largest: Grid, offset: Tensor, head_width: int) -> Tensor:
     """Angles [R, h * w, D] of a grid stretched over the largest one, all positions shifted by `offset` [R]."""
     device = offset.device
-    y = torch.arange(grid[1], device=device) / grid[1] * largest[1] + offset[:, None]
-    x = torch.arange(grid[2], device=device) / grid[2] * largest[2] + offset[:, None]
+    y = torch.arange(grid[1], dtype=torch.float32, device=device) / grid[1] * largest[1] + offset[:, None]
+    x = torch.arange(grid[2], dtype=torch.float32, device=device) / grid[2] * largest[2] + offset[:, None]
     frequencies = _frequencies(head_width, 4, device)
     y_angles = (y[..., None] * frequencies)[:, :, None].expand(-1, -1, grid[2], -1)
     x_angles = (x[..., None] * frequencies)[:, None].expand(-1, grid[1], -1, -1)

@@ -212,7 +212,7 @@ class Infinity(nn.Module):
 
     def logits(self, x: Tensor, conditioning: Conditioning) -> Tensor:
         """x [R, N, C] -> float32 logits [R, N, token bits, 2]; outputs 2j and 2j + 1 score bit j being 0 and 1."""
-        with without_autocast(x):
+        with without_autocast(x.device):
             gain, shift = (part.float() for part in conditioning.head_modulation)
             return self.head(modulate(x.float(), gain, shift)).unflatten(-1, (-1, 2))
 

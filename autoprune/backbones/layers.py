@@ -19,9 +19,9 @@ def modulate(x: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
     return torch.addcmul(shift, functional.layer_norm(x, x.shape[-1:], eps=1e-6), gain)
 
 
-def without_autocast(x: Tensor) -> AbstractContextManager:
+def without_autocast(device: torch.device) -> AbstractContextManager:
     """Returns a context in which float32 stays float32; the meta device, where sizes are computed, knows no autocast."""
-    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 class SelfAttention(nn.Module):

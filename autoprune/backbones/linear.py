@@ -81,7 +81,7 @@ def _usable(x: Tensor, weight: Tensor) -> bool:
 @lru_cache(maxsize=8)
 def _runs_here(dtype: torch.dtype) -> bool:
     """Tries the call once for each precision: the build or the processor may lack it."""
-    x, weight, bias = (torch.zeros(shape, dtype=dtype) for shape in ((1, 16), (16, 16), (16,)))
+    x, weight, bias = (torch.zeros(shape, dtype=dtype, device="cpu") for shape in ((1, 16), (16, 16), (16,)))
     try:
         torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu", [], "tanh")
         if dtype is torch.bfloat16:

@@ -121,7 +121,8 @@ class NumberEmbedding(nn.Module):
     def forward(self, number: int) -> Tensor:
         """A number -> [C]."""
         weight = self.mlp[0].weight
-        frequencies = torch.exp(-math.log(10000) * torch.arange(FREQUENCIES, device=weight.device) / FREQUENCIES)
+        numbers = torch.arange(FREQUENCIES, dtype=torch.float32, device=weight.device)
+        frequencies = torch.exp(-math.log(10000) * numbers / FREQUENCIES)
         angles = number * frequencies
         return self.mlp(torch.cat((angles.cos(), angles.sin())).to(weight.dtype))
 

@@ -15,12 +15,14 @@ BASE = 10000.0
 
 
 @lru_cache(maxsize=256)
+@torch.inference_mode(False)  # cached for training too
 def rotation(grid: Grid, frame: Grid, head_width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Returns the factors [2, N, head_width] of a grid: cosines, and sines signed for `rotate`. Do not write to it."""
     half = head_width // 2
-    inverse = BASE ** (-torch.arange(0, half, 2).float() / half)
-    y = torch.round(torch.arange(grid[1]) * (frame[1] / grid[1]))
-    x = torch.round(torch.arange(grid[2]) * (frame[2] / grid[2]))
+    options = {"dtype": torch.float32, "device": "cpu"}
+    inverse = BASE ** (-torch.arange(0, half, 2, **options) / half)
+    y = torch.round(torch.arange(grid[1], **options) * (frame[1] / grid[1]))
+    x = torch.round(torch.arange(grid[2], **options) * (frame[2] / grid[2]))
     angles_y = (y[:, None] * inverse)[:, None].expand(-1, grid[2], -1)
     angles_x = (x[:, None] * inverse)[None].expand(grid[1], -1, -1)
     angles = torch.cat((angles_y, angles_x), dim=-1).flatten(0, 1)

@@ -28,7 +28,8 @@ class TextFeatures:
             return None
         lengths = torch.tensor(self.lengths, device=self.values.device)
         padded = torch.arange(self.values.shape[1], device=self.values.device) >= lengths[:, None]
-        return torch.zeros(padded.shape, device=padded.device).masked_fill(padded, float("-inf"))[:, None, None]
+        mask = torch.zeros(padded.shape, dtype=torch.float32, device=padded.device)
+        return mask.masked_fill(padded, float("-inf"))[:, None, None]
 
     def concatenate(self, other: "TextFeatures") -> "TextFeatures":
         """Stacks the prompts of two blocks, padding to the longer one."""

@@ -8,27 +8,31 @@ from typing import Generic, TypeVar
 
 import torch
 
+from autoprune.backbones.forks import ForkSafeLock
 from autoprune.errors import UserError
 
 Encoded = TypeVar("Encoded")
 
 
 class PromptMemory(Generic[Encoded]):
-    """What prompts became, computed once each; beyond `limit` the least recently used are forgotten."""
+    """What prompts became, computed once each, by one thread at a time (tokenizers and lazy loading of encoders ask for it);
+    beyond `limit` the least recently used are forgotten."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._known: OrderedDict[str, Encoded] = OrderedDict()
+        self._lock = ForkSafeLock()
 
     def of(self, prompts: Sequence[str], encode: Callable[[str], Encoded]) -> list[Encoded]:
         """Returns what each prompt became, `encode` called for those that are not known."""
-        for prompt in dict.fromkeys(prompts):
-            if prompt not in self._known:
-                self._known[prompt] = encode(prompt)
-            self._known.move_to_end(prompt)
-        found = [self._known[prompt] for prompt in prompts]
-        while len(self._known) > self._limit:
-            self._known.popitem(last=False)
+        with self._lock:
+            for prompt in dict.fromkeys(prompts):
+                if prompt not in self._known:
+                    self._known[prompt] = encode(prompt)
+                self._known.move_to_end(prompt)
+            found = [self._known[prompt] for prompt in prompts]
+            while len(self._known) > self._limit:
+                self._known.popitem(last=False)
         return found
 
 

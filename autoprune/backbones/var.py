@@ -77,7 +77,7 @@ def read_labels(prompts: Sequence[str], *, classes: int = 1000) -> ClassLabels:
         if not (text.isascii() and text.isdecimal() and int(text) < classes):
             raise UserError(f"a prompt must be a class number from 0 to {classes - 1}, got {prompt!r}; write one such as '7'.")
         numbers.append(int(text))
-    return ClassLabels(torch.tensor(numbers))
+    return ClassLabels(torch.tensor(numbers, device="cpu"))
 
 
 def state_without_masks(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -216,7 +216,7 @@ class VAR(nn.Module):
 
     def logits(self, x: Tensor, conditioning: Conditioning) -> Tensor:
         """x [R, N, C] -> float32 logits [R, N, vocabulary]."""
-        with without_autocast(x):
+        with without_autocast(x.device):
             return self.head(modulate(x.float(), *conditioning.head_modulation))
 
     def _places(self, scale: int) -> Tensor:

@@ -19,6 +19,7 @@ from autoprune.pruning.plan import Plan, ScalePlan
 
 REST = "rest"
 Runs = Sequence[tuple[str, float]]
+STALE = 0.2  # share of a dense run; sets of six runs differ by 0.09 on a busy machine (embedded, batch 4, two cores, load 7)
 KNOWN_SHARE = 0.3  # of a run's seconds, below which known scales say too little about how slow the machine is
 
 
@@ -174,6 +175,31 @@ class LatencyTable:
     def to_plain(self) -> dict[str, object]:
         """Returns the table as JSON values."""
         return {"reference": self.reference, "samples": dict(self._samples)}
+
+    @staticmethod
+    def begun(dense: Sequence[Runs], *, saved: "LatencyTable | None" = None) -> "LatencyTable":
+        """Returns a table that knows these dense runs: the saved one, or a new one where that is stale.
+
+        How slow the machine is as a whole is divided out; a saved table is stale when scales take other shares of a dense
+        run than they took, more than STALE of it in all: its times of pruned scales then say nothing about this machine.
+        """
+        totals = [sum(seconds for _, seconds in runs) for runs in dense]
+        fresh = LatencyTable(median_and_spread(totals)[0])
+        fresh._add_dense(dense, totals)
+        if saved is None or saved._differs(fresh) > STALE:
+            return fresh
+        saved._add_dense(dense, totals)
+        return saved
+
+    def _add_dense(self, dense: Sequence[Runs], totals: Sequence[float]) -> None:
+        for runs, seconds in zip(dense, totals, strict=True):
+            self.add(runs, slowness=seconds / self.reference)
+
+    def _differs(self, other: "LatencyTable") -> float:
+        """Returns which share of the time of the other table's keys this one gives to other keys than it, 0 to 1."""
+        ours = [self._median(key) if key in self._samples else 0.0 for key in other._samples]
+        theirs = [other._median(key) for key in other._samples]
+        return sum(abs(a / (sum(ours) or 1) - b / sum(theirs)) for a, b in zip(ours, theirs, strict=True)) / 2
 
     @staticmethod
     def from_plain(plain: Mapping[str, object]) -> "LatencyTable":

@@ -93,7 +93,7 @@ def _rank(score: Tensor) -> Tensor:
     ascending = score.sort(dim=1).values
     lower = torch.searchsorted(ascending, score)
     not_higher = torch.searchsorted(ascending, score, right=True)
-    return (lower + not_higher - 1) / (2 * max(score.shape[1] - 1, 1))
+    return (lower + not_higher - 1).float() / (2 * max(score.shape[1] - 1, 1))
 
 
 NORMALISED = {"none": lambda score: score, "zscore": _zscore, "minmax": _minmax, "rank": _rank}

@@ -12,10 +12,11 @@ from autoprune.backbones import Backbone
 from autoprune.errors import UserError
 from autoprune.generation import Observer, generate
 from autoprune.measure.device import device_identity
+from autoprune.measure.drift import drift_of
 from autoprune.measure.latency import Timing, timed
 from autoprune.measure.memory import PeakMemory
 from autoprune.measure.metrics.similarity import psnr, ssim
-from autoprune.measure.statistics import bootstrap_interval, median_and_spread, ratio_interval
+from autoprune.measure.statistics import bootstrap_interval, median_and_spread
 from autoprune.policy import Policy
 from autoprune.pruning.plan import WHOLE_SCALE, Plan, ScalePlan, chunk_site, compile_plan, site
 from autoprune.rules import SUBLAYERS
@@ -24,7 +25,7 @@ from autoprune.search.prompt_files import PromptFile
 from autoprune.search.quality import check_texts, make_quality
 from autoprune.search.records import Measurement
 from autoprune.search.settings import QualitySettings
-from autoprune.search.tally import concatenated, score_fields
+from autoprune.search.tally import concatenated, score_fields, speed_up_fields
 
 if TYPE_CHECKING:
     from autoprune.search.progress import NullProgress
@@ -262,7 +263,7 @@ class _Run:
             batch=min(self._settings.batch, len(self._prompts)),
             latency_source="measured",
             loss_interval=bootstrap_interval(1 - ssim),
-            speed_up_interval=ratio_interval(dense.samples, timing.samples),
+            **speed_up_fields(dense.samples, timing.samples, drift_of(dense.samples)),
         )
 
 

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from autoprune.backbones import Backbone, Sampling
 from autoprune.generation import Observer, generate
+from autoprune.measure.drift import steadiest
 from autoprune.measure.latency import LatencyTable, ScaleClock, Timing, interleaved, plan_keys, rest_key, timed
 from autoprune.measure.memory import PeakMemory
 from autoprune.measure.memory_plan import predicted_peak
 from autoprune.measure.metrics import METRICS, ImageBatch, MetricContext
 from autoprune.measure.metrics.suite import MetricSuite, check_size
 from autoprune.measure.metrics.tokens import TokenRecorder
-from autoprune.measure.statistics import bootstrap_interval, ratio_interval
+from autoprune.measure.statistics import bootstrap_interval
 from autoprune.policy import KeyRule, Policy
 from autoprune.prefix import Recorder, Recording, record_prefix
 from autoprune.pruning.plan import Plan, compile_plan
@@ -28,7 +29,7 @@ from autoprune.search.quality import make_quality
 from autoprune.search.records import Measurement
 from autoprune.search.settings import StudySettings
 from autoprune.search.shared_prefixes import SharedPrefixes, Start
-from autoprune.search.tally import DENSE, Pairs, Tally, score_fields
+from autoprune.search.tally import DENSE, Pairs, Tally, score_fields, speed_up_fields
 
 PROBE_FROM_END = 2  # how slow the machine is now is asked of the scale with so many after it: a tenth of a dense run
 
@@ -74,9 +75,7 @@ class GenerationEvaluator:
             if self._full(work):
                 full.append(runs)
         timing = Timing.of([sum(seconds for _, seconds in runs) for runs in full])
-        self._table = self._table or LatencyTable(timing.median)
-        for runs, seconds in zip(full, timing.samples, strict=True):
-            self._table.add(runs, slowness=seconds / self._table.reference)
+        self._table = LatencyTable.begun(full, saved=self._table)
         pairs = Pairs.joined([self._compare(batch.images, batch) for batch in self._batches])
         return self._measurement(pairs, timing, timing.median, memory.megabytes)
 
@@ -110,7 +109,7 @@ class GenerationEvaluator:
                 self._generate(policy, works[0])
             tally.peaks[name] = memory.megabytes
         suite = self._loaded("ssim", "psnr", self._settings.quality.loss, *self._settings.quality.metrics)
-        for turn in range(self.validation_steps()):
+        for turn in tally.turns(self.validation_steps()):
             work = works[turn % len(works)]
             recorder = TokenRecorder()
             images, seconds = self._timed(None, work, recorder)
@@ -226,16 +225,17 @@ class GenerationEvaluator:
     def _measured(self, policy: Policy, parts: list[Pairs]) -> Measurement:
         work, latency = self._batches[0].work, self._settings.latency
         runs = {DENSE: partial(self._generate, None, work), "policy": partial(self._generate, policy, work)}
-        timings = interleaved(runs, rounds=latency.rounds, warm_up=latency.warm_up, device=self._backbone.device)
+        measure = partial(interleaved, runs, rounds=latency.rounds, warm_up=latency.warm_up, device=self._backbone.device)
+        timings, drift = steadiest(measure, dense=DENSE, expected=self._table.reference)
         measurement = self._measurement(Pairs.joined(parts), timings["policy"], timings[DENSE].median)
-        return replace(measurement, speed_up_interval=ratio_interval(timings[DENSE].samples, timings["policy"].samples))
+        return replace(measurement, **speed_up_fields(timings[DENSE].samples, timings["policy"].samples, drift))
 
     def _tallied(self, tally: Tally, name: str, dense: float, suite: MetricSuite) -> Measurement:
         parts, seconds = tally.parts[name], tally.seconds
         measurement = self._measurement(Pairs.joined(parts), Timing.of(seconds[name]), dense, tally.peaks[name])
         return replace(
             measurement,
-            speed_up_interval=ratio_interval(seconds[DENSE], seconds[name]),
+            **speed_up_fields(seconds[DENSE], seconds[name], tally.drift),
             metrics=suite.summed(self._settings.quality.metrics, [part.found for part in parts], tally.dense),
         )
 

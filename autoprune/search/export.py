@@ -40,6 +40,8 @@ _MEASURED = (
     "loss_interval",
     "speed_up_interval",
     "score_flips",
+    "drift",
+    "repeats",
 )
 _AFTER = ("seconds", "sampler_seconds", "worker", "note", "schedule")
 

@@ -26,6 +26,9 @@ class Measurement:
     Intervals are 95 %: `loss_interval` of the mean loss over prompts, `speed_up_interval` of the speed-up over interleaved
     rounds (None for estimates). `score_flips` counts prompts lost and gained where scores are right or wrong. All three are
     None in records of studies from before they were measured. `metrics` holds those of quality.metrics, from held-out prompts.
+
+    `drift` is how far dense strayed from its median while it was timed, relative, and `repeats` how often it was therefore
+    timed again (measure/drift.py); None for estimates and in older records.
     """
 
     latency: float
@@ -48,6 +51,8 @@ class Measurement:
     speed_up_interval: Interval | None = None
     score_flips: tuple[int, int] | None = None
     metrics: Mapping[str, MetricValue] = field(default_factory=dict)
+    drift: float | None = None
+    repeats: int | None = None
 
     @property
     def scored(self) -> bool:

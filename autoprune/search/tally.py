@@ -1,12 +1,13 @@
 """What measuring accumulates: per-image comparisons with dense, and seconds by policy over interleaved rounds."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from autoprune.measure.drift import MOST_REPEATS, Drift, drift_of
 from autoprune.measure.metrics.suite import Found
-from autoprune.measure.statistics import paired_interval, score_flips
+from autoprune.measure.statistics import paired_interval, ratio_interval, score_flips
 
 DENSE = ""
 
@@ -44,15 +45,43 @@ def score_fields(dense: np.ndarray | None, score: np.ndarray | None) -> dict[str
     }
 
 
+def speed_up_fields(dense: Sequence[float], pruned: Sequence[float], drift: Drift) -> dict[str, object]:
+    """Returns the fields of a Measurement that interleaved seconds give beside their medians."""
+    return {"speed_up_interval": ratio_interval(dense, pruned), **drift.fields}
+
+
 class Tally:
-    """What accumulates over the rounds of a validation, by policy name; dense seconds under DENSE, its metrics in `dense`."""
+    """What accumulates over the rounds of a validation, by policy name; dense seconds under DENSE, its metrics in `dense`.
+
+    Rounds are timed again while dense drifts, and those of the steadiest time count.
+    """
 
     def __init__(self, names: list[str]) -> None:
         self._names = names
-        self.seconds: dict[str, list[float]] = {name: [] for name in (DENSE, *names)}
+        self._times: list[dict[str, list[float]]] = []
+        self._whole = 0
         self.parts: dict[str, list[Pairs]] = {name: [] for name in names}
         self.dense: list[Found] = []
         self.peaks = dict.fromkeys(names, 0.0)
+
+    def turns(self, count: int) -> Iterator[int]:
+        """Yields the numbers of `count` rounds, and of as many again while dense drifts, at most MOST_REPEATS times."""
+        for repeat in range(MOST_REPEATS + 1):
+            self._times.append({name: [] for name in (DENSE, *self._names)})
+            yield from range(repeat * count, (repeat + 1) * count)
+            self._whole += 1
+            if drift_of(self._times[-1][DENSE]).steady:
+                return
+
+    @property
+    def seconds(self) -> dict[str, list[float]]:
+        """Returns seconds by name of the steadiest rounds; those of a repeat that time cut short do not count."""
+        return min(self._times[: max(1, self._whole)], key=lambda times: drift_of(times[DENSE]).worst)
+
+    @property
+    def drift(self) -> Drift:
+        """Returns how dense strayed in them."""
+        return replace(drift_of(self.seconds[DENSE]), repeats=max(1, self._whole) - 1)
 
     def order(self, turn: int) -> list[str]:
         """Returns the names, beginning with another one each round."""
@@ -62,4 +91,4 @@ class Tally:
     def add(self, times: Mapping[str, float]) -> None:
         """Adds one round of seconds."""
         for name, seconds in times.items():
-            self.seconds[name].append(seconds)
+            self._times[-1][name].append(seconds)
