@@ -14,10 +14,11 @@ from autoprune.search.discard import constraint_values
 from autoprune.search.presence import SIGN, Presence, Worker
 from autoprune.search.records import TrialRecord
 from autoprune.search.settings import QualitySettings, StorageSettings
-from autoprune.search.shared_study import MOST_RETRIES, Asked, Run, SharedStudy
+from autoprune.search.shared_study import MOST_RETRIES, Asked, SharedStudy
 from autoprune.search.space import SearchSpace, Target
 from autoprune.search.space_file import read_space
 from autoprune.search.storage import open_storage
+from autoprune.search.study_board import Run
 from autoprune.search.tables import findings
 
 SPACE = SearchSpace(read_space(SPACES / "fastvar.yaml"), Target("tiny", 6, scale_schedule()))
@@ -37,8 +38,8 @@ def elsewhere(name: str) -> Worker:
 
 def gone(study: SharedStudy, worker: Worker) -> Presence:
     """Returns the presence of a live worker for which the other one has been silent for longer than its lease."""
-    study.put(SIGN + worker.token, {**vars(worker), "count": 3})
-    presence = Presence(Worker.here("live"), study, lease=0.05)
+    study.board.put(SIGN + worker.token, {**vars(worker), "count": 3})
+    presence = Presence(Worker.here("live"), study.board, lease=0.05)
     assert not presence.is_gone(worker.token), "a lease begins when it is first looked at"
     time.sleep(0.1)
     assert presence.is_gone(worker.token)
@@ -139,13 +140,13 @@ def test_what_is_given_back_waits_and_does_not_count_as_a_try(tmp_path: Path) ->
 
 def test_a_run_and_its_leader_are_read_by_everybody(tmp_path: Path) -> None:
     study, other, me = opened(tmp_path), opened(tmp_path), Worker.here("me")
-    assert other.run() == Run() and other.leader() == "" and other.identity() is None
-    study.set_run(Run(3, True, 12.5, "token"))
-    study.set_leader(me)
-    study.set_identity({"device": {"threads": 2}})
+    assert other.board.run() == Run() and other.board.leader() == "" and other.board.identity() is None
+    study.board.set_run(Run(3, True, 12.5, "token"))
+    study.board.set_leader(me)
+    study.board.set_identity({"device": {"threads": 2}})
     other.sync()
-    assert other.run() == Run(3, True, 12.5, "token") and other.leader() == me.token
-    assert other.identity() == {"device": {"threads": 2}}
+    assert other.board.run() == Run(3, True, 12.5, "token") and other.board.leader() == me.token
+    assert other.board.identity() == {"device": {"threads": 2}}
 
 
 class SlowSampler(optuna.samplers.RandomSampler):

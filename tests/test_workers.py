@@ -133,7 +133,7 @@ def check(config: StudySettings, result: StudyResult, backbone) -> None:  # noqa
     assert sorted(trial.source for trial in result.trials if trial.preset) == sorted(presets)
     study = SharedStudy(open_storage(config.storage, config.folder), name=config.name, space=space_for(config.space, backbone))
     study.sync()
-    assert not study.running() and not study.run().is_open
+    assert not study.running() and not study.board.run().is_open
     again = [replace(trial, measurement=measured(trial.policy)) for trial in trials]
     front = non_dominated(filter(may_lead, again), lambda trial: objectives(trial.measurement))
     assert [trial.policy.key() for trial in search_front(result.trials)] == [trial.policy.key() for trial in front]

@@ -15,8 +15,9 @@ from autoprune.search.crew import Crew
 from autoprune.search.folder import IDENTITY_FILE, StudyFolder
 from autoprune.search.presence import BEATS, Presence
 from autoprune.search.settings import StorageSettings
-from autoprune.search.shared_study import Run, SharedStudy
+from autoprune.search.shared_study import SharedStudy
 from autoprune.search.space import Preset
+from autoprune.search.study_board import Run
 
 _LOG = logging.getLogger("autoprune")
 POLL_SECONDS = 0.5
@@ -54,7 +55,7 @@ class Leadership:
     ) -> None:
         """`study` has been read once: what was before is told from what comes."""
         self.folder, self.study, self.crew, self.worker = folder, study, crew, presence.worker
-        self._presence, self._presets, self._before = presence, presets, study.run()
+        self._presence, self._presets, self._before = presence, presets, study.board.run()
         self.leads = False
 
     def join(self) -> Self:
@@ -64,10 +65,10 @@ class Leadership:
         """
         until = time.monotonic() + PATIENCE_SECONDS
         while True:
-            known = self.study.identity()
+            known = self.study.board.identity()
             if known is not None:
                 self.folder.check(known)
-            if self.take() or self.study.run().is_open or self.over:
+            if self.take() or self.study.board.run().is_open or self.over:
                 return self
             if time.monotonic() > until:
                 raise UserError("nobody leads this study; start it once without join=true, on the same storage.")
@@ -77,7 +78,7 @@ class Leadership:
     @property
     def over(self) -> bool:
         """Returns whether the run that this worker belongs to has been closed."""
-        run = self.study.run()
+        run = self.study.board.run()
         mine = bool(self.crew.token) and run.token == self.crew.token
         return not run.is_open and (mine or run.number > self._before.number)
 
@@ -101,7 +102,7 @@ class Leadership:
     def close(self) -> None:
         """Ends the run for every worker, if this one leads it."""
         if self.leads:
-            self.study.set_run(replace(self.study.run(), is_open=False))
+            self.study.board.set_run(replace(self.study.board.run(), is_open=False))
             self.leads = False
 
     def _claimed(self) -> bool:
@@ -110,20 +111,20 @@ class Leadership:
             if self.crew.shared:
                 return False
             self._wait_for_sign()
-        self.study.set_leader(self.worker)
-        if self.crew.shared and self.study.is_remote:  # else the folder's lock is enough
+        self.study.board.set_leader(self.worker)
+        if self.crew.shared and self.study.board.is_remote:  # else the folder's lock is enough
             time.sleep(CLAIM_SECONDS)
             self.study.sync()
-        return self.study.leader() == self.worker.token
+        return self.study.board.leader() == self.worker.token
 
     def _is_led(self) -> bool:
-        leader = self.study.leader()
+        leader = self.study.board.leader()
         mine = leader in ("", self.worker.token)
-        return self.study.run().is_open and not mine and not self._presence.is_gone(leader)
+        return self.study.board.run().is_open and not mine and not self._presence.is_gone(leader)
 
     def _wait_for_sign(self) -> None:
         """Waits as long as a lease takes to be broken; raises UserError where the leader is alive."""
-        who, until = self._presence.label(self.study.leader()), time.monotonic() + self._presence.lease * (1 + 2 / BEATS)
+        who, until = self._presence.label(self.study.board.leader()), time.monotonic() + self._presence.lease * (1 + 2 / BEATS)
         _LOG.warning("this study was led by %s; waiting to see whether it still is.", who)
         while time.monotonic() < until:
             time.sleep(POLL_SECONDS)
@@ -133,11 +134,11 @@ class Leadership:
         raise UserError(f"this study is led by {who}; wait for it, set study.name, or help it with join=true.")
 
     def _open(self) -> None:
-        run = self.study.run()
-        if self.study.identity() is None:
-            self.study.set_identity(self.folder.identity)
+        run = self.study.board.run()
+        if self.study.board.identity() is None:
+            self.study.board.set_identity(self.folder.identity)
         if self.reclaim():
             self.study.sync()
         self.study.enqueue_presets(self._presets)
         if not (run.is_open and self.crew.token and run.token == self.crew.token):
-            self.study.set_run(Run(run.number + 1, True, time.time(), self.crew.token))
+            self.study.board.set_run(Run(run.number + 1, True, time.time(), self.crew.token))

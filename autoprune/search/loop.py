@@ -246,7 +246,7 @@ class StudyLoop:
         return sum(trial.source != "repeat" for trial in self.trials)
 
     def _clock(self) -> StudyClock:
-        return StudyClock(self.settings.budget, self.study.run().began)
+        return StudyClock(self.settings.budget, self.study.board.run().began)
 
     def _validation(self) -> ValidationCost:
         return ValidationCost(self.result.dense.latency, self.evaluator.validation_steps() + 1)

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
@@ -21,6 +21,7 @@ from autoprune.search.presence import Presence, Worker
 from autoprune.search.records import Measurement, TrialRecord
 from autoprune.search.space import Preset, SearchSpace, Vector
 from autoprune.search.storage import PatientStorage
+from autoprune.search.study_board import StudyBoard
 from autoprune.search.trial_attributes import (
     ATTEMPT,
     FIRST,
@@ -37,20 +38,8 @@ from autoprune.search.trial_attributes import (
 
 _LOG = logging.getLogger("autoprune")
 MOST_RETRIES = 2
-_RUN, _IDENTITY, _LEADER = "run", "identity", "leader"
 
 Finished = tuple[TrialRecord, Measurement | None]
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run of the command over a study, by however many workers. `began` is in seconds of the epoch; `token` is what the
-    workers that were started together share, empty where nobody can know."""
-
-    number: int = 0
-    is_open: bool = False
-    began: float = 0.0
-    token: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,7 +67,7 @@ class SharedStudy:
             storage=storage, study_name=name, directions=["minimize", "minimize"], load_if_exists=True
         )
         self._trials: list[FrozenTrial] = []
-        self._attributes: dict[str, object] = {}
+        self.board = StudyBoard(self._study, storage)
         self._told: set[int] = set()
         self._keys: dict[int, str] = {}
         self._seconds = 0.0
@@ -87,56 +76,10 @@ class SharedStudy:
         """Lets a sampler propose what is asked."""
         self._study.sampler = sampler
 
-    @property
-    def outages(self) -> int:
-        """Returns how many calls had to wait for the storage."""
-        return self._storage.outages
-
-    @property
-    def is_remote(self) -> bool:
-        """Returns whether workers may see it whose study folder is another one."""
-        return self._storage.patience > 0
-
-    def attributes(self) -> Mapping[str, object]:
-        """Returns the user attributes, as of the last `sync`."""
-        return self._attributes
-
-    def put(self, key: str, value: object, *, at_once: bool = False) -> None:
-        """Sets a user attribute; `at_once` raises where the storage does not answer."""
-        storage = self._storage.storage if at_once else self._storage
-        storage.set_study_user_attr(self._study._study_id, key, value)
-        if not at_once:
-            self._attributes[key] = value
-
-    def run(self) -> Run:
-        """Returns the current or last run."""
-        known = self._attributes.get(_RUN)
-        return Run(**known) if isinstance(known, dict) else Run()
-
-    def set_run(self, run: Run) -> None:
-        """Opens or closes a run."""
-        self.put(_RUN, asdict(run))
-
-    def identity(self) -> dict[str, object] | None:
-        """Returns what the study is of, None before its first run."""
-        return self._attributes.get(_IDENTITY)
-
-    def set_identity(self, identity: Mapping[str, object]) -> None:
-        """Sets what the study is of."""
-        self.put(_IDENTITY, dict(identity))
-
-    def leader(self) -> str:
-        """Returns the token of the worker that leads or led, empty before the first."""
-        return str(self._attributes.get(_LEADER, ""))
-
-    def set_leader(self, worker: Worker) -> None:
-        """Says that a worker leads."""
-        self.put(_LEADER, worker.token)
-
     def sync(self) -> None:
         """Reads everything."""
         self._trials = self._study.get_trials(deepcopy=False)
-        self._attributes = dict(self._study.user_attrs)
+        self.board.sync()
 
     def news(self) -> list[Finished]:
         """Returns the finished records that were not returned before, each with its first batch, as of the last `sync`."""

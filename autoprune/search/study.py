@@ -59,7 +59,7 @@ def run_study(
         study = SharedStudy(open_storage(settings.storage, settings.folder), name=settings.name, space=space)
         study.sync()
         worker = Worker.here(crew.name or "the study")
-        presence = stack.enter_context(Presence(worker, study, lease=settings.lease))
+        presence = stack.enter_context(Presence(worker, study.board, lease=settings.lease))
         leadership = Leadership(folder, study, presence, crew=crew, presets=space.presets()).join()
         if leadership.over:
             return None
