@@ -60,6 +60,8 @@ def is_outage(error: BaseException | None) -> bool:
         code = getattr(error, "code", None)
         if callable(code) and getattr(code(), "name", "") in SHORTAGES:
             return True
+        if isinstance(error, ConnectionError):
+            return True
         if type(error).__module__.startswith("sqlalchemy") and type(error).__name__ in ("OperationalError", "InterfaceError"):
             return True
         error = error.__cause__ or error.__context__
