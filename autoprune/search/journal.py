@@ -8,13 +8,12 @@ from pathlib import Path
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from autoprune.policy import Policy
 from autoprune.search.evaluation import Evaluation
 from autoprune.search.front import objectives
+from autoprune.search.journal_file import open_journal
 from autoprune.search.records import Measurement, TrialRecord
 
 _RECORD, _SOURCE, _FIRST = "record", "source", "first"
@@ -26,7 +25,7 @@ class StudyJournal:
     def __init__(self, path: Path, *, name: str, sampler: BaseSampler) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._study = optuna.create_study(
-            storage=JournalStorage(JournalFileBackend(str(path))),
+            storage=open_journal(path),
             study_name=name,
             sampler=sampler,
             directions=["minimize", "minimize"],
