@@ -12,12 +12,16 @@ from autoprune.errors import UserError
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
+class NoSpace(UserError):
+    """A disk that is full, beyond its quota or read-only."""
+
+
 @contextmanager
 def whole_file(path: str | os.PathLike) -> Iterator[Path]:
     """Yields a path of the same name to write to, for libraries that write files; what is there in the end becomes `path`.
 
     It lies in a folder of its own beside `path`, so that processes that write the same file at once never meet and nothing is
-    left after an error. A device or pipe is written to as it is. Raises UserError where there is no space.
+    left after an error. A device or pipe is written to as it is. Raises NoSpace where there is none.
     """
     target = Path(os.path.realpath(path))
     try:
@@ -41,12 +45,12 @@ def write_whole(path: str | os.PathLike, content: str | bytes) -> Path:
     return Path(path)
 
 
-def no_space(error: OSError, path: str | os.PathLike) -> UserError | None:
-    """Returns the sentence for a disk that is full, beyond its quota or read-only, None for every other error."""
+def no_space(error: OSError, path: str | os.PathLike) -> NoSpace | None:
+    """Returns what to raise where an error means that there is no space, None for every other error."""
     if error.errno not in _NO_SPACE:
         return None
     where = os.fspath(path)
-    return UserError(f"{where!r} must be written, but: {error.strerror}; make space there, and the same command goes on.")
+    return NoSpace(f"{where!r} must be written, but: {error.strerror}; make space there, and the same command goes on.")
 
 
 def check_writable(folder: Path, *, what: str, remedy: str) -> None:

@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from autoprune.policy import Policy
 from autoprune.search.evaluation import Evaluation
+from autoprune.search.faults import VALUES, VIOLATION, Fault
 from autoprune.search.front import objectives
 from autoprune.search.journal_file import open_journal
 from autoprune.search.records import Measurement, TrialRecord
@@ -86,10 +87,21 @@ class StudyJournal:
             trial.set_user_attr(_FIRST, first.to_plain())
             self._study.tell(trial, list(objectives(record.measurement)))
 
-    def fail(self, trial: Trial, record: TrialRecord) -> None:
-        """Finishes a trial that raised."""
+    def fail(self, trial: Trial | None, record: TrialRecord, fault: Fault | None) -> None:
+        """Finishes a trial that raised: infeasible with a fault, which the sampler learns from, else failed.
+
+        Without a `trial` the record is of a preset or control outside the space.
+        """
+        if trial is None:
+            attributes = {_SOURCE: record.source, _RECORD: _plain(record)}
+            self._study.add_trial(create_trial(state=TrialState.FAIL, user_attrs=attributes))
+            return
         trial.set_user_attr(_RECORD, _plain(record))
-        self._study.tell(trial, state=TrialState.FAIL)
+        if fault is None:
+            self._study.tell(trial, state=TrialState.FAIL)
+            return
+        trial.set_constraint(fault.constraint, VIOLATION)
+        self._study.tell(trial, list(VALUES))
 
     def add_outside(self, record: TrialRecord, evaluation: Evaluation) -> None:
         """Stores a preset or control that has no vector in the space: it is kept out of what the sampler models (PRUNED)."""

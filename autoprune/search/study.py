@@ -9,7 +9,6 @@ from dataclasses import replace
 from optuna.trial import Trial
 
 from autoprune.backbones import Backbone
-from autoprune.errors import UserError
 from autoprune.measure.device import device_conditions, device_identity
 from autoprune.measure.latency import LatencyTable
 from autoprune.policy import fingerprint
@@ -19,6 +18,7 @@ from autoprune.search.discard import constraint_values, discard_reason
 from autoprune.search.evaluation import Evaluation, Evaluator
 from autoprune.search.evaluator import GenerationEvaluator
 from autoprune.search.export import write_front, write_trials
+from autoprune.search.faults import Streak, fault_of
 from autoprune.search.folder import StudyFolder
 from autoprune.search.front import search_front
 from autoprune.search.journal import StudyJournal
@@ -34,7 +34,6 @@ from autoprune.search.validation import validate_front
 
 _LOG = logging.getLogger("autoprune")
 MOST_REPEATS = 40
-MOST_FAILURES = 3
 TABLE_FILE = "latency_table.json"
 
 
@@ -99,7 +98,7 @@ class _Study:
         self.trials: list[TrialRecord] = []
         self.first: dict[int, Measurement] = {}
         self.known: dict[str, TrialRecord] = {}
-        self.repeats, self.failures, self.tracker_broken = 0, 0, False
+        self.repeats, self.streak, self.tracker_broken = 0, Streak(), False
         self.result = StudyResult("", space.definition.name, {}, None, (), (), folder.path, {})
 
     def search(self, presets: tuple[Preset, ...]) -> None:
@@ -157,20 +156,19 @@ class _Study:
     def _one_trial(self) -> None:
         began = time.monotonic()
         trial = self.journal.ask(self.space.distributions)
-        source, policy = self.journal.source(trial), self.space.policy(trial.params)
-        record = TrialRecord(trial.number, source, policy, None, False, "failed", 0.0)
+        source = self.journal.source(trial)
+        try:
+            policy = self.space.policy(trial.params)
+        except Exception as error:  # nothing was built, so the record shows the dense policy
+            self._failed(trial, TrialRecord.begun(trial.number, source, self.space.presets()[0].policy), error)
+            return
+        record = TrialRecord.begun(trial.number, source, policy)
         known = self.known.get(policy.key())
         if known is not None:
             self._repeat(trial, record, known)
             return
-        try:
-            evaluation = self._evaluate(record)
-        except UserError:
-            raise
-        except Exception as error:  # one bad policy (memory, a kernel) must not end the study
-            self._failed(trial, record, error)
+        if (evaluation := self._tried(trial, record)) is None:
             return
-        self.failures = self.repeats = 0
         record = self._finished(record, evaluation, began)
         constraints = constraint_values(evaluation.measurement, self.settings.quality)
         self.journal.tell(trial, record, first=evaluation.first, constraints=constraints)
@@ -179,11 +177,22 @@ class _Study:
     def _one_outside(self, preset: Preset) -> None:
         """Measures a preset or control that no vector of the space stands for."""
         began = time.monotonic()
-        record = TrialRecord(self.journal.next_number(), preset.trial_source, preset.policy, None, False, "failed", 0.0)
-        evaluation = self._evaluate(record)
+        record = TrialRecord.begun(self.journal.next_number(), preset.trial_source, preset.policy)
+        if (evaluation := self._tried(None, record)) is None:
+            return
         record = self._finished(record, evaluation, began)
         self.journal.add_outside(record, evaluation)
         self._done(record, evaluation.first)
+
+    def _tried(self, trial: Trial | None, record: TrialRecord) -> Evaluation | None:
+        """Returns None for a trial that failed: one bad policy (memory, a kernel) must not end the study."""
+        try:
+            evaluation = self._evaluate(record)
+        except Exception as error:
+            self._failed(trial, record, error)
+            return None
+        self.streak, self.repeats = Streak(), 0
+        return evaluation
 
     def _evaluate(self, record: TrialRecord) -> Evaluation:
         if record.policy.is_dense():
@@ -226,14 +235,13 @@ class _Study:
             if near is not None:
                 self.journal.enqueue(near, "neighbour")
 
-    def _failed(self, trial: Trial, record: TrialRecord, error: Exception) -> None:
-        record = replace(record, note=f"{type(error).__name__}: {error}".splitlines()[0])
-        self.journal.fail(trial, record)
+    def _failed(self, trial: Trial | None, record: TrialRecord, error: Exception) -> None:
+        fault = fault_of(error)
+        record = replace(record, note=fault.note if fault else f"{type(error).__name__}: {error}".splitlines()[0])
+        self.journal.fail(trial, record, fault)
         _LOG.warning("trial %d failed (%s); the study goes on.", record.number, record.note)
-        self.failures += 1
         self._done(record, None)
-        if self.failures >= MOST_FAILURES:
-            raise error
+        self.streak.add(error, fault)
 
     def _remember(self, record: TrialRecord, first: Measurement | None) -> None:
         self.trials.append(record)

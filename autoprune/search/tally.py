@@ -5,8 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from autoprune.measure.latency import Timing
+from autoprune.measure.metrics import METRICS
 from autoprune.measure.metrics.suite import Found
-from autoprune.measure.statistics import paired_interval, score_flips
+from autoprune.measure.statistics import bootstrap_interval, paired_interval, score_flips
+from autoprune.search.records import Measurement
+from autoprune.search.settings import StudySettings
 
 DENSE = ""
 
@@ -31,6 +35,28 @@ def concatenated(parts: list[np.ndarray | None]) -> np.ndarray | None:
     return None if parts[0] is None else np.concatenate(parts)
 
 
+def measurement_of(pairs: Pairs, timing: Timing, dense_latency: float, settings: StudySettings) -> Measurement:
+    """Returns what comparisons and seconds amount to; memory is not known here."""
+    chosen = settings.quality.loss
+    losses = np.abs(METRICS[chosen].info.perfect - pairs.found[chosen])
+    return Measurement(
+        latency=timing.median,
+        latency_spread=timing.spread,
+        dense_latency=dense_latency,
+        speed_up=dense_latency / timing.median,
+        loss=float(losses.mean()),
+        ssim=float(pairs.found["ssim"].mean()),
+        psnr=float(pairs.found["psnr"].mean()),
+        **score_fields(pairs.dense, pairs.score),
+        peak_memory_mb=None,
+        prompts=len(losses),
+        seed=settings.seed,
+        batch=min(settings.latency.batch, settings.quality.prompts),
+        latency_source="measured",
+        loss_interval=bootstrap_interval(losses),
+    )
+
+
 def score_fields(dense: np.ndarray | None, score: np.ndarray | None) -> dict[str, object]:
     """Returns the score fields of a Measurement from paired scores [n]; each is None without scores."""
     if dense is None or score is None:
@@ -48,7 +74,7 @@ class Tally:
     """What accumulates over the rounds of a validation, by policy name; dense seconds under DENSE, its metrics in `dense`."""
 
     def __init__(self, names: list[str]) -> None:
-        self._names = names
+        self.names = names
         self.seconds: dict[str, list[float]] = {name: [] for name in (DENSE, *names)}
         self.parts: dict[str, list[Pairs]] = {name: [] for name in names}
         self.dense: list[Found] = []
@@ -56,10 +82,17 @@ class Tally:
 
     def order(self, turn: int) -> list[str]:
         """Returns the names, beginning with another one each round."""
-        shift = turn % len(self._names)
-        return self._names[shift:] + self._names[:shift]
+        shift = turn % max(1, len(self.names))
+        return self.names[shift:] + self.names[:shift]
 
     def add(self, times: Mapping[str, float]) -> None:
         """Adds one round of seconds."""
         for name, seconds in times.items():
-            self.seconds[name].append(seconds)
+            if name in self.seconds:
+                self.seconds[name].append(seconds)
+
+    def leave_out(self, name: str) -> None:
+        """Forgets a policy."""
+        self.names.remove(name)
+        for known in (self.seconds, self.parts, self.peaks):
+            del known[name]
