@@ -18,7 +18,7 @@ from autoprune.files import NoSpace, no_space
 MEMORY, IMAGES = "memory", "images"
 VIOLATION = 1.0  # by how much either constraint is broken, as samplers of Optuna want to know: more than any score drop
 VALUES = (0.0, 1.0)  # the objectives they want as well: dense latency, an unrelated image
-MOST_FAILURES, MOST_FAULTS = 3, 10  # in a row; some spaces have many policies that need too much memory
+MOST_FAILURES, MOST_FAULTS = 3, 30  # in a row; alike presets may all need too much memory, and spaces have up to 24
 _ALLOCATORS = ("DefaultCPUAllocator: can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
 _REMEDIES = {
     MEMORY: "free memory on the device, or lower latency.batch",
@@ -35,7 +35,7 @@ class Fault(Exception):
 
 
 class Streak:
-    """The trials in a row that did not finish. MOST_FAILURES errors or MOST_FAULTS faults end a study: the machine is ill."""
+    """The trials in a row that did not finish. MOST_FAILURES errors or MOST_FAULTS faults end a study."""
 
     def __init__(self) -> None:
         self._errors = self._faults = 0
@@ -50,9 +50,7 @@ class Streak:
         self._faults += 1
         if self._faults >= MOST_FAULTS:
             remedy = f"{_REMEDIES[fault.constraint]}, and the same command goes on"
-            raise UserError(
-                f"{MOST_FAULTS} trials in a row did not finish, the last one with: {fault.note}; {remedy}."
-            ) from None
+            raise UserError(f"{MOST_FAULTS} trials in a row did not finish, the last with: {fault.note}; {remedy}.") from None
 
 
 def fault_of(error: BaseException) -> Fault | None:
@@ -67,7 +65,7 @@ def fault_of(error: BaseException) -> Fault | None:
         if isinstance(behind, Fault | NoSpace):
             break
         if _is_out_of_memory(behind):
-            return Fault(MEMORY, f"out of memory ({str(behind).splitlines()[0] if str(behind) else type(behind).__name__})")
+            return Fault(MEMORY, f"out of memory ({(str(behind).splitlines() or [type(behind).__name__])[0][:160]})")
         behind = behind.__cause__ or (None if behind.__suppress_context__ else behind.__context__)
     if isinstance(behind, NoSpace):
         raise behind

@@ -27,6 +27,7 @@ from autoprune.search.space import SearchSpace, Vector
 
 POOL = 400  # candidates of the first round; a second one of half as many looks around the best of them
 BEST = 8
+FEWEST = 4  # trials with numbers that are modelled, where faults are most of all
 WINDOW = 0.2  # of the losses below the reference
 KINDS = (0.5, 0.3, 0.2)  # of the candidates: a member changed, two members crossed, anything
 
@@ -44,6 +45,10 @@ class _Told:
     points: list[Point]
     constraints: list[float]
     faults: list[Vector]
+
+    def suffices(self, startup: int) -> bool:
+        """Returns whether so many trials ended, enough of them with numbers."""
+        return len(self.vectors) >= min(startup, FEWEST) and len(self.vectors) + len(self.faults) >= startup
 
     def violations(self) -> list[float]:
         """Returns the worst constraint of every measured trial, then that of faults: as far out as any other one at either
@@ -85,7 +90,7 @@ class ModelSampler(BaseSampler):
     def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, object]:
         rng = np.random.default_rng((self._seed, trial.number))
         told = self._told(study)
-        if len(told.vectors) < self._startup:
+        if not told.suffices(self._startup):
             candidates = self._around(told.best() or [random_vector(self._space, rng)], rng)
             return next((vector for vector in self._fresh(candidates, told, POOL) if self._unseen(vector, told)), {})
         with one_torch_thread():
