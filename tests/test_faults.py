@@ -225,11 +225,11 @@ class ShortOfMemory(FormulaEvaluator):
 
 
 def test_a_study_records_faults_as_infeasible_and_goes_on(tmp_path: Path, backbone) -> None:  # noqa: ANN001
-    config = replace(settings(tmp_path, trials=40), sampler=SamplerSettings("gp", startup=12))
+    config = replace(settings(tmp_path, trials=24), sampler=SamplerSettings("gp", startup=12))
     result = search(config, backbone, ShortOfMemory(6))
     faults = [trial for trial in result.trials if trial.state == "failed"]
     assert faults and all(heavy(trial.policy) and trial.note.startswith("out of memory (") for trial in faults)
-    assert not any(trial.feasible or trial.measurement for trial in faults) and len(result.trials) >= 40
+    assert not any(trial.feasible or trial.measurement for trial in faults) and len(result.trials) >= 24
     assert result.front and not {member.trial.number for member in result.front} & {trial.number for trial in faults}
     stored = optuna.load_study(study_name="study", storage=open_journal(config.folder / "study.journal")).trials
     told = [stored[trial.number] for trial in faults if stored[trial.number].params]
@@ -280,9 +280,8 @@ def test_thirty_faults_in_a_row_end_the_study_with_what_it_found(tmp_path: Path,
     assert len(evaluated(search(settings(tmp_path, trials=30), backbone, FormulaEvaluator(6)))) >= 12
 
 
-@pytest.mark.parametrize("constraint", ["drop", "memory_mb"])
-def test_the_sampler_learns_where_faults_are_and_fits_no_objective_to_them(constraint: str) -> None:
-    here, scale = space("fastvar", "tiny"), {"drop": 1.0, "memory_mb": 4000.0}[constraint]
+def test_the_sampler_learns_where_faults_are_and_fits_no_objective_to_them() -> None:
+    here = space("fastvar", "tiny")
 
     def objectives(built: Policy) -> tuple[float, float]:
         kept = sum(rule.keep for rule in built.scales.values()) + len(built.scale_schedule) - len(built.scales)
@@ -300,7 +299,7 @@ def test_the_sampler_learns_where_faults_are_and_fits_no_objective_to_them(const
                 trial.set_constraint(MEMORY, VIOLATION)
                 study.tell(trial, list(VALUES))
                 continue
-            trial.set_constraint(constraint, scale * (objectives(built)[1] - 0.5))
+            trial.set_constraint("memory_mb", 4000 * (objectives(built)[1] - 0.5))  # far from the size of VIOLATION
             study.tell(trial, list(objectives(built)))
         return count
 
