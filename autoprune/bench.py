@@ -18,7 +18,7 @@ from autoprune.arguments import run_command
 from autoprune.backbones import Backbone, LoadArguments, load_backbone
 from autoprune.backbones.attention import explicit_attention, sdpa_attention
 from autoprune.errors import UserError, unknown_name
-from autoprune.files import check_writable
+from autoprune.files import check_writable, write_whole
 from autoprune.generation import generate
 from autoprune.measure.bars import bars_table, measure_bars
 from autoprune.measure.bars_case import bars_case, plain_case
@@ -138,8 +138,7 @@ def _bench(choices: Choices) -> str:
     record |= suites[choices.suite](choices)
     path = Path(choices.json)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record, indent=1) + "\n")
+        write_whole(path, json.dumps(record, indent=1) + "\n")
     except OSError as error:
         raise UserError(f"json {choices.json!r} cannot be written ({error.strerror}); choose another file.") from None
     return _table(record) + f"\nrecord: {path}"

@@ -15,6 +15,7 @@ from torch import Tensor
 from autoprune.arguments import run_command
 from autoprune.backbones import load_backbone
 from autoprune.errors import UserError
+from autoprune.files import write_whole
 from autoprune.generation import generate
 from autoprune.measure.latency import interleaved
 from autoprune.policy import Policy
@@ -81,10 +82,9 @@ def _generate(choices: Choices) -> str:
 
 def _write(path: Path, content: bytes) -> Path:
     try:
-        path.write_bytes(content)
+        return write_whole(path, content)
     except OSError as error:
         raise UserError(f"output {str(path)!r} cannot be written ({error.strerror}); choose another file.") from None
-    return path
 
 
 def png(image: Tensor) -> bytes:

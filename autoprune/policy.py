@@ -15,6 +15,7 @@ from pathlib import Path
 
 from autoprune.errors import UserError
 from autoprune.files import write_whole
+from autoprune.policy_reading import check_measured, made, read_object, read_text, scale_index, sentence
 from autoprune.rules import BranchRule, KeyRule, ProbeRule, ScalePruning, StopRule
 from autoprune.validity import check_schedule
 
@@ -175,14 +176,13 @@ class Policy:
 
     @staticmethod
     def from_json(text: str, *, source: str = "policy") -> "Policy":
-        """Reads a policy file's text. Raises UserError when it is truncated, edited, or of another schema."""
-        try:
-            document = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{source} is not complete JSON (line {error.lineno}); copy the file again.") from None
+        """Reads a policy file's text. Raises UserError when it is truncated, edited, of another schema, or breaks a rule."""
+        document = read_object(text, source)
         if not isinstance(document, dict) or document.get("schema") != SCHEMA:
-            found = document.get("schema") if isinstance(document, dict) else type(document).__name__
-            raise UserError(f"{source} must have schema {SCHEMA!r}, got {found!r}; export it again with this version.")
+            found = document if isinstance(document, str) else document.get("schema")
+            raise UserError(
+                sentence(f"{source} must have schema {SCHEMA!r}, got {found!r}; export it again with this version.")
+            )
         digest = document.pop("digest", None)
         if digest != _digest(document):
             raise UserError(f"{source} was edited or damaged: its digest does not match; use the exported file.")
@@ -195,12 +195,7 @@ class Policy:
     @staticmethod
     def load(path: str | os.PathLike) -> "Policy":
         """Reads a policy file. Raises UserError when it cannot be read or is not valid."""
-        try:
-            text = Path(path).read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.__class__.__name__
-            raise UserError(f"policy file {os.fspath(path)!r} cannot be read ({reason}); check the path.") from None
-        return Policy.from_json(text, source=os.fspath(path))
+        return Policy.from_json(read_text(path), source=os.fspath(path))
 
 
 def policy_files(source: str | os.PathLike) -> list[Path]:
@@ -256,23 +251,25 @@ def _from_document(document: dict[str, object], source: str) -> Policy:
     expected = {"schema", "fingerprint"} | {entry.name for entry in fields(Policy)}
     unknown = sorted(set(document) - expected)
     if unknown:
-        raise UserError(f"{source} has an unknown field {unknown[0]!r}; fields are {', '.join(sorted(expected))}.")
+        raise UserError(
+            sentence(f"{source} has an unknown field {unknown[0][:40]!r}; fields are {', '.join(sorted(expected))}.")
+        )
     values = {name: document[name] for name in document if name not in ("schema", "fingerprint")}
     try:
-        values["scale_schedule"] = tuple(tuple(int(side) for side in grid) for grid in values["scale_schedule"])
-        values["scales"] = {int(index): ScalePruning(**_tuples(entry)) for index, entry in values["scales"].items()}
+        values["scale_schedule"] = tuple(map(tuple, values["scale_schedule"]))
+        values["scales"] = {scale_index(key): made(ScalePruning, entry) for key, entry in values["scales"].items()}
         for name, kind in (("guidance", BranchRule), ("stop", StopRule), ("probe", ProbeRule), ("keys", KeyRule)):
             if values.get(name) is not None:
-                values[name] = kind(**_tuples(values[name]))
-        return Policy(**values)
-    except UserError:
-        raise
+                values[name] = made(kind, values[name])
+        policy = made(Policy, values)
+        check_measured(policy.measured)
+    except UserError as error:
+        raise UserError(sentence(str(error))) from None
     except (TypeError, KeyError, AttributeError, ValueError) as error:
-        raise UserError(f"{source} does not have the fields of {SCHEMA} ({error}); export it again.") from None
-
-
-def _tuples(entry: Mapping[str, object]) -> dict[str, object]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
+        raise UserError(sentence(f"{source} does not have the fields of {SCHEMA} ({error}); export it again.")) from None
+    if document.get("fingerprint") != fingerprint(policy.scale_schedule):
+        raise UserError(f"{source} names another scale schedule than it holds; export it again.")
+    return policy
 
 
 if __name__ == "__main__":

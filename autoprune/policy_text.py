@@ -75,10 +75,10 @@ def _measured_lines(measured: Mapping[str, object]) -> Iterator[str]:
         return
     for name, (title, _) in QUANTITIES.items():
         yield f"{title}: {estimate_text(measured, name)}"
-    if "latency" in measured:
+    if measured.get("latency") is not None:
         milliseconds = " against dense ".join(f"{1000 * measured[name]:.0f} ms" for name in ("latency", "dense_latency"))
         yield f"{milliseconds}, batch {measured.get('batch')}"
-    if "planned_memory_mb" in measured:
+    if measured.get("planned_memory_mb") is not None:
         yield f"memory by plan, weights included: {measured['planned_memory_mb']:.0f} MB"
     yield f"{measured.get('prompts')} {str(measured.get('split', '')).replace('_', '-')} prompts, seed {measured.get('seed')}"
     yield place_text(measured)

@@ -13,11 +13,16 @@ if TYPE_CHECKING:
     from autoprune.policy import Policy
 
 BATCH_RULES = ("all", "split")
+MOST_LAYERS, MOST_SIDE = 1000, 2**16  # far beyond any backbone: a plan lists the layers and counts the tokens
 
 
 def check_schedule(policy: "Policy") -> None:
     """Raises UserError naming the rule, the value and the remedy."""
     count = len(policy.scale_schedule)
+    if not 1 <= policy.depth <= MOST_LAYERS:
+        raise UserError(f"a backbone has 1 to {MOST_LAYERS} layers, got {policy.depth}.")
+    if any(not 1 <= side <= MOST_SIDE for grid in policy.scale_schedule for side in grid):
+        raise UserError(f"sides of a scale must be between 1 and {MOST_SIDE}, got {policy.scale_schedule}.")
     if not 0 <= policy.skip_last < count:
         raise UserError(f"skip_last must be between 0 and {count - 1} for {count} scales, got {policy.skip_last}.")
     if not 0 <= policy.guidance.from_scale <= count:

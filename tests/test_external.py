@@ -231,3 +231,32 @@ def test_images_are_whole_png_files(tmp_path: Path) -> None:
     external.resolved(external.measure(ImageBatch(image, ["x"])))
     kept = torch.from_numpy(np.array(Image.open(tmp_path / "kept.png"))).permute(2, 0, 1)
     assert torch.equal(kept, (image[0] * 255).round().byte()) and os.listdir(external._folder.name) == []
+
+
+def test_no_shell_sees_what_is_in_paths_and_prompts(tmp_path: Path) -> None:
+    folder = tmp_path / "it's $(touch pwned); `touch pwned` \"&& touch pwned #"
+    folder.mkdir()
+    child = folder / "a b;c"
+    (folder / "score.py").write_text(
+        "import json, os, sys\n"
+        "asked = [json.loads(line) for line in open(sys.argv[2])]\n"
+        "lines = [json.dumps({'image': one['image'], 'score': len(one['prompt'])}) for one in asked]\n"
+        "open(sys.argv[3], 'w').write('\\n'.join(lines) + '\\n')\n"
+        "seen = {'arguments': sys.argv[4:], 'prompts': [one['prompt'] for one in asked], 'folder': os.getcwd()}\n"
+        "json.dump(seen, open(sys.argv[4], 'w'))\n"
+    )
+    literal = "'; touch pwned' '$(touch pwned)' '`touch pwned`' '| cat' '*' '~' '$HOME' '>pwned'"
+    command = "{python} {here}/score.py {images} {prompts} {output} {here}/seen.json {child} " + literal
+    weights = {"python": "an interpreter", "child": "a file"}
+    document = {"name": "literal", "command": command, "source": "nowhere", "weights": weights}
+    (folder / "literal.yaml").write_text(json.dumps(document))
+    child.write_text("")
+    given = {"external": folder / "literal.yaml", "python": Path(sys.executable), "child": child}
+    external = External(MetricContext(torch.device("cpu"), given))
+    prompts = ["$(touch pwned)", "'; touch pwned; echo '", 'say "no"\nand `touch pwned`', "-rf *"]
+    scores = external.resolved(external.measure(ImageBatch(greys().images, prompts)))
+    seen = json.loads((folder / "seen.json").read_text())
+    assert scores.tolist() == [len(prompt) for prompt in prompts] and seen["prompts"] == prompts
+    wanted = ["; touch pwned", "$(touch pwned)", "`touch pwned`", "| cat", "*", "~", "$HOME", ">pwned"]
+    assert seen["arguments"] == [str(folder / "seen.json"), str(child), *wanted]
+    assert not list(tmp_path.rglob("pwned")) and not (Path(seen["folder"]) / "pwned").exists()

@@ -39,7 +39,9 @@ def test_a_process_of_this_machine_is_dead_as_soon_as_it_is_killed_also_before_i
     me = Worker.here("me")
     started = int(Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[19])
     other = Worker("other", me.host, me.space, process.pid, started)
-    assert me.is_dead() is False and other.is_dead() is False
+    assert me.is_dead() is True and other.is_dead() is False
+    with Presence(me, Board(), lease=10):
+        assert me.is_dead() is False
     os.kill(process.pid, signal.SIGKILL)
     until = time.monotonic() + 10
     while not other.is_dead() and time.monotonic() < until:
@@ -47,7 +49,7 @@ def test_a_process_of_this_machine_is_dead_as_soon_as_it_is_killed_also_before_i
     assert other.is_dead() is True
     process.join()
     assert other.is_dead() is True
-    assert Worker("reused", me.host, me.space, me.pid, me.started - 1).is_dead() is True
+    assert Worker("reused", me.host, me.space, os.getppid(), me.started + 1).is_dead() is True
     assert Worker("elsewhere", me.host, "another boot", 1, 1).is_dead() is None
 
 

@@ -59,6 +59,13 @@ def looks_like(keys: Iterable[str]) -> str:
     return UNKNOWN
 
 
+def reason(error: Exception) -> str:
+    """Returns in a few words why weights could not be read: torch advises to unpickle what it refused, which runs its code."""
+    if isinstance(error, pickle.UnpicklingError):
+        return "its weights hold more than tensors"
+    return " ".join(str(error).split())[:160] or type(error).__name__
+
+
 def _shards(path: Path) -> list[Path]:
     if path.is_file():
         return [path]

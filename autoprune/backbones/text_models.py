@@ -4,10 +4,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Generic, TypeVar
 
 import torch
 
+from autoprune.backbones.checkpoints import reason
 from autoprune.backbones.forks import ForkSafeLock
 from autoprune.errors import UserError
 
@@ -59,11 +61,12 @@ class TextModelSource:
                 "or allow it with allow_download=true."
             )
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(self.source, local_files_only=local)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(self.source, local_files_only=local, trust_remote_code=False)
             model = getattr(transformers, self.kind).from_pretrained(self.source, dtype=dtype, local_files_only=local)
-        except (OSError, ValueError) as error:
-            reason = (str(error).splitlines() or [""])[0][:160]
-            raise UserError(f"text encoder {self.source!r} cannot be loaded ({reason}); copy {self.released} again.") from None
+        except (OSError, ValueError, RuntimeError, EOFError, UnpicklingError) as error:
+            raise UserError(
+                f"text encoder {self.source!r} cannot be loaded ({reason(error)}); copy {self.released} again."
+            ) from None
         return tokenizer, model.to(device).eval().requires_grad_(False)
 
     @staticmethod

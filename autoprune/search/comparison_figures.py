@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
+from autoprune.files import whole_file
 from autoprune.search.comparison_records import ComparedPolicy, Comparison
 
 if TYPE_CHECKING:
@@ -63,7 +64,8 @@ def save_comparison_plot(comparison: Comparison, path: Path) -> Path:
     figure.legend(loc="outside lower center", ncols=5, frameon=False, fontsize=9)
     canvas.draw()
     _write_labels(axes, comparison.policies)
-    figure.savefig(path)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary)
     return path
 
 
@@ -123,7 +125,8 @@ def save_comparison_pictures(comparison: Comparison, path: Path) -> Path:
         place = (_GAP, top + row * (side[1] + _GAP) + 4)
         shown = textwrap.fill(text, 22, max_lines=max(1, side[1] // (_FONT + 7)), placeholder=" ...")
         draw.multiline_text(place, shown, fill="#374151", font=font, spacing=4)
-    sheet.save(path)
+    with whole_file(path) as temporary:
+        sheet.save(temporary)
     return path
 
 

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autoprune.errors import UserError
+from autoprune.files import write_whole
 from autoprune.search.comparison_figures import save_comparison_pictures, save_comparison_plot
 from autoprune.search.comparison_records import DENSE, ComparedPolicy, Comparison
 from autoprune.search.tables import drop_text
@@ -30,13 +31,12 @@ def write_comparison(comparison: Comparison, folder: Path, *, command: str, left
     """
     record = _record(comparison) | {"command": command, "left_out": list(left_out)}
     writers: Mapping[str, Callable[[Path], object]] = {
-        "comparison.json": lambda path: path.write_text(json.dumps(record, indent=1) + "\n"),
-        "comparison.md": lambda path: path.write_text(_markdown(comparison, command, left_out)),
+        "comparison.json": lambda path: write_whole(path, json.dumps(record, indent=1) + "\n"),
+        "comparison.md": lambda path: write_whole(path, _markdown(comparison, command, left_out)),
         "comparison.png": lambda path: save_comparison_plot(comparison, path),
         "comparison-pictures.png": lambda path: save_comparison_pictures(comparison, path),
     }
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         for name, write in writers.items():
             write(folder / name)
     except OSError as error:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from autoprune.files import whole_file
 from autoprune.search.records import DimensionRow
 
 SHOWN = 16
@@ -31,5 +32,6 @@ def save_dimension_plot(rows: Sequence[DimensionRow], path: Path) -> Path:
     axes.set_axisbelow(True)
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     canvas.draw()
-    figure.savefig(path)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary)
     return path

@@ -26,12 +26,13 @@ class Evaluator(Protocol):
         """Measures the reference; called once, before any other method."""
 
     def evaluate(self, policy: Policy, *, stop: Stop) -> Evaluation:
-        """Measures a policy; after the first batch `stop` may return a reason to end there."""
+        """Measures a policy; after the first batch `stop` may return a reason to end there. Raises faults.Fault."""
 
     def validate(self, policies: Mapping[str, Policy], *, step: Callable[[], bool]) -> dict[str, Measurement]:
         """Measures policies on held-out prompts and seeds, timed together; calls `step` after each round.
 
-        Ends after at most `validation_steps` rounds, or after `latency.rounds` as soon as `step` returns False.
+        Ends after at most `validation_steps` rounds, or after `latency.rounds` as soon as `step` returns False. Policies that
+        could not be measured are missing.
         """
 
     def validation_steps(self) -> int:

@@ -1,11 +1,11 @@
 """Measures policies of a study on a real backbone: same prompts and seeds for all, dense beside every candidate."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,22 +15,23 @@ from autoprune.measure.drift import steadiest
 from autoprune.measure.latency import LatencyTable, ScaleClock, Timing, interleaved, plan_keys, rest_key, timed
 from autoprune.measure.memory import PeakMemory
 from autoprune.measure.memory_plan import predicted_peak
-from autoprune.measure.metrics import METRICS, ImageBatch, MetricContext
 from autoprune.measure.metrics.suite import MetricSuite, check_size
 from autoprune.measure.metrics.tokens import TokenRecorder
-from autoprune.measure.statistics import bootstrap_interval
 from autoprune.policy import KeyRule, Policy
 from autoprune.prefix import Recorder, Recording, record_prefix
 from autoprune.pruning.plan import Plan, compile_plan
 from autoprune.search.batches import Batch, Work
 from autoprune.search.comparisons import Comparisons
 from autoprune.search.evaluation import Evaluation, Stop
+from autoprune.search.faults import dense_runs, fault_of, release_memory
+from autoprune.search.judge import Judge
 from autoprune.search.quality import make_quality
 from autoprune.search.records import Measurement
 from autoprune.search.settings import StudySettings
 from autoprune.search.shared_prefixes import SharedPrefixes, Start
-from autoprune.search.tally import DENSE, Pairs, Tally, score_fields, speed_up_fields
+from autoprune.search.tally import DENSE, Pairs, Tally, measurement_of, speed_up_fields
 
+_LOG = logging.getLogger("autoprune")
 PROBE_FROM_END = 2  # how slow the machine is now is asked of the scale with so many after it: a tenth of a dense run
 
 
@@ -53,8 +54,7 @@ class GenerationEvaluator:
         self._backbone, self._settings = backbone, settings
         self._overlaps = backbone.device.type == "cuda" if overlaps is None else overlaps
         self._quality = make_quality(settings.quality, settings.prompts)
-        self._loaded(*settings.quality.metrics)  # a file that cannot be loaded must not be found out at the end
-        self._suite = self._loaded("ssim", "psnr", settings.quality.loss)
+        self._judge = Judge(self._quality, settings, backbone.device)
         self._batches: list[Batch] = []
         self._turn = 0
         self._asked: float | None = None
@@ -63,6 +63,10 @@ class GenerationEvaluator:
         self._prefixes = SharedPrefixes(limit if settings.shares_prefixes else 0, device=backbone.device, host_mb=host)
 
     def dense(self) -> Measurement:
+        with dense_runs(self._backbone.name):
+            return self._dense()
+
+    def _dense(self) -> Measurement:
         prompts = self._quality.prompts("search", self._settings.quality.prompts)
         works = self._split(prompts, self._settings.seed)
         with PeakMemory(self._backbone.device) as memory:
@@ -71,16 +75,27 @@ class GenerationEvaluator:
         full = []
         for work in works:
             images, runs = self._timed_by_scale(None, work)
-            self._batches.append(self._paired(work, images))
+            self._batches.append(self._judge.paired(work, images))
             if self._full(work):
                 full.append(runs)
         timing = Timing.of([sum(seconds for _, seconds in runs) for runs in full])
         self._table = LatencyTable.begun(full, saved=self._table)
-        pairs = Pairs.joined([self._compare(batch.images, batch) for batch in self._batches])
-        return self._measurement(pairs, timing, timing.median, memory.megabytes)
+        pairs = Pairs.joined([self._judge.compare(batch.images, batch) for batch in self._batches])
+        return replace(measurement_of(pairs, timing, timing.median, self._settings), peak_memory_mb=memory.megabytes)
 
     def evaluate(self, policy: Policy, *, stop: Stop) -> Evaluation:
-        ran, compared = [], Comparisons(self._compare, device=self._backbone.device, beside=self._may_overlap(policy))
+        """Measures a policy. Raises Fault where it runs out of memory or makes broken images, and leaves nothing of it."""
+        try:
+            return self._evaluated(policy, stop)
+        except Exception as error:
+            fault = fault_of(error)
+            if fault is None:
+                raise
+        self._recover()
+        raise fault
+
+    def _evaluated(self, policy: Policy, stop: Stop) -> Evaluation:
+        ran, compared = [], Comparisons(self._judge.compare, device=self._backbone.device, beside=self._may_overlap(policy))
         self._asked = None
         limited = self._settings.quality.max_memory_mb is not None
         with PeakMemory(self._backbone.device) if limited else nullcontext() as memory, compared:
@@ -103,30 +118,34 @@ class GenerationEvaluator:
         works = self._split(self._quality.prompts("held_out", self._settings.quality.held_out_prompts), seed)
         tally = Tally(list(policies))
         self._prefixes.clear()
-        self._generate(None, works[0])
+        with dense_runs(self._backbone.name):
+            self._generate(None, works[0])
         for name, policy in policies.items():
-            with PeakMemory(self._backbone.device) as memory:
-                self._generate(policy, works[0])
-            tally.peaks[name] = memory.megabytes
-        suite = self._loaded("ssim", "psnr", self._settings.quality.loss, *self._settings.quality.metrics)
+            with self._unless_fault(tally, name):
+                with PeakMemory(self._backbone.device) as memory:
+                    self._generate(policy, works[0])
+                tally.peaks[name] = memory.megabytes
+        suite = self._judge.held_out_suite()
         for turn in tally.turns(self.validation_steps()):
             work = works[turn % len(works)]
             recorder = TokenRecorder()
-            images, seconds = self._timed(None, work, recorder)
-            batch, times = self._paired(work, images, recorder.tokens()), {DENSE: seconds}
+            with dense_runs(self._backbone.name):
+                images, seconds = self._timed(None, work, recorder)
+                batch, times = self._judge.paired(work, images, recorder.tokens()), {DENSE: seconds}
             if turn < len(works):
-                tally.dense.append(suite.measure_dense(self._pictures(images, batch, batch.tokens)))
+                tally.dense.append(suite.measure_dense(self._judge.pictures(images, batch, batch.tokens)))
             for name in tally.order(turn):
                 recorder = TokenRecorder()
-                images, times[name] = self._timed(policies[name], work, recorder)
-                if turn < len(works):
-                    tally.parts[name].append(self._compare(images, batch, suite, recorder.tokens(batch.tokens)))
+                with self._unless_fault(tally, name):
+                    images, times[name] = self._timed(policies[name], work, recorder)
+                    if turn < len(works):
+                        tally.parts[name].append(self._judge.compare(images, batch, suite, recorder.tokens(batch.tokens)))
             if self._full(work):
                 tally.add(times)
             if not step() and turn + 1 >= self._settings.latency.rounds:
                 break
         dense = Timing.of(tally.seconds[DENSE]).median
-        return {name: replace(self._tallied(tally, name, dense, suite), seed=seed) for name in policies}
+        return {name: replace(self._tallied(tally, name, dense, suite), seed=seed) for name in tally.names}
 
     def validation_steps(self) -> int:
         """Returns the rounds of `validate`: every held-out batch once, and at least `latency.rounds`."""
@@ -220,61 +239,43 @@ class GenerationEvaluator:
         totals = [self._table.total(keys) for keys in ran]
         timing = Timing.of([seconds for seconds, _ in totals])
         timing = replace(timing, spread=max(timing.spread, totals[0][1]))
-        return replace(self._measurement(Pairs.joined(parts), timing, dense), latency_source="table")
+        return replace(measurement_of(Pairs.joined(parts), timing, dense, self._settings), latency_source="table")
 
     def _measured(self, policy: Policy, parts: list[Pairs]) -> Measurement:
         work, latency = self._batches[0].work, self._settings.latency
         runs = {DENSE: partial(self._generate, None, work), "policy": partial(self._generate, policy, work)}
         measure = partial(interleaved, runs, rounds=latency.rounds, warm_up=latency.warm_up, device=self._backbone.device)
         timings, drift = steadiest(measure, dense=DENSE, expected=self._table.reference)
-        measurement = self._measurement(Pairs.joined(parts), timings["policy"], timings[DENSE].median)
+        measurement = measurement_of(Pairs.joined(parts), timings["policy"], timings[DENSE].median, self._settings)
         return replace(measurement, **speed_up_fields(timings[DENSE].samples, timings["policy"].samples, drift))
 
     def _tallied(self, tally: Tally, name: str, dense: float, suite: MetricSuite) -> Measurement:
         parts, seconds = tally.parts[name], tally.seconds
-        measurement = self._measurement(Pairs.joined(parts), Timing.of(seconds[name]), dense, tally.peaks[name])
         return replace(
-            measurement,
+            measurement_of(Pairs.joined(parts), Timing.of(seconds[name]), dense, self._settings),
             **speed_up_fields(seconds[DENSE], seconds[name], tally.drift),
+            peak_memory_mb=tally.peaks[name],
             metrics=suite.summed(self._settings.quality.metrics, [part.found for part in parts], tally.dense),
         )
 
-    def _measurement(self, pairs: Pairs, timing: Timing, dense_latency: float, memory: float | None = None) -> Measurement:
-        ssim, chosen = float(pairs.found["ssim"].mean()), self._settings.quality.loss
-        losses = np.abs(METRICS[chosen].info.perfect - pairs.found[chosen])
-        return Measurement(
-            latency=timing.median,
-            latency_spread=timing.spread,
-            dense_latency=dense_latency,
-            speed_up=dense_latency / timing.median,
-            loss=float(losses.mean()),
-            ssim=ssim,
-            psnr=float(pairs.found["psnr"].mean()),
-            **score_fields(pairs.dense, pairs.score),
-            peak_memory_mb=memory,
-            prompts=len(pairs.found["ssim"]),
-            seed=self._settings.seed,
-            batch=len(self._batches[0].work.prompts),
-            latency_source="measured",
-            loss_interval=bootstrap_interval(losses),
-        )
+    @contextmanager
+    def _unless_fault(self, tally: Tally, name: str) -> Iterator[None]:
+        """Leaves a policy out of the rest of a validation where a fault ends it."""
+        try:
+            yield
+            return
+        except Exception as error:
+            fault = fault_of(error)
+            if fault is None:
+                raise
+        _LOG.warning("a policy is left out of the held-out measurement: %s.", fault.note)
+        tally.leave_out(name)
+        self._recover()
 
-    def _paired(self, work: Work, images: Tensor, tokens: tuple[Tensor, ...] = ()) -> Batch:
-        return Batch(work, images, self._quality.score(images, work.prompts), tokens)
-
-    def _compare(
-        self, images: Tensor, batch: Batch, suite: MetricSuite | None = None, tokens: tuple[Tensor, ...] = ()
-    ) -> Pairs:
-        found = (suite or self._suite).measure(self._pictures(images, batch, tokens))
-        return Pairs(self._quality.score(images, batch.work.prompts), batch.score, found)
-
-    def _pictures(self, images: Tensor, batch: Batch, tokens: tuple[Tensor, ...]) -> ImageBatch:
-        prompts = batch.work.prompts
-        texts, details = self._quality.texts(prompts), self._quality.details(prompts)
-        return ImageBatch(images, texts, details, batch.images, tokens, batch.tokens)
-
-    def _loaded(self, *names: str) -> MetricSuite:
-        return MetricSuite(names, MetricContext(self._backbone.device, self._settings.weights))
+    def _recover(self) -> None:
+        """Forgets what trials share, of which a fault may have spoilt some, and frees memory."""
+        self._prefixes.drop()
+        release_memory(self._backbone.device)
 
     def _timed(self, policy: Policy | None, work: Work, observer: Observer | None = None) -> tuple[Tensor, float]:
         return timed(partial(self._generate, policy, work, observer), self._backbone.device)

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 
-from autoprune.errors import UserError
 from autoprune.measure.device_lock import DeviceLock
 from autoprune.search.clock import StudyClock, ValidationCost
 from autoprune.search.discard import constraint_values, discard_reason
 from autoprune.search.evaluation import Evaluation, Evaluator
+from autoprune.search.faults import Streak, fault_of
 from autoprune.search.front import search_front
 from autoprune.search.interrupts import Interrupts
 from autoprune.search.leadership import POLL_SECONDS, Leadership
@@ -25,7 +25,6 @@ from autoprune.search.validation import validate_front
 
 _LOG = logging.getLogger("autoprune")
 MOST_REPEATS = 40
-MOST_FAILURES = 3
 
 
 class StudyLoop:
@@ -47,7 +46,7 @@ class StudyLoop:
         self.first: dict[int, Measurement] = {}
         self.known: dict[str, TrialRecord] = {}
         self.shown: int | None = None
-        self.repeats = self.failures = 0
+        self.repeats, self.streak = 0, Streak()
         self.result = StudyResult("", space.definition.name, {}, None, (), (), leadership.folder.path, {})
 
     def run(self, interrupts: Interrupts) -> StudyResult | None:
@@ -152,12 +151,14 @@ class StudyLoop:
         began = time.monotonic()
         with self.lock if self.lock.is_processor else nullcontext():  # what is timed there would share it with the sampler
             asked = self.study.ask(self.leadership.worker)
-        record = TrialRecord(asked.number, asked.source, asked.policy, None, False, "failed", 0.0, worker=self.crew.name)
+        record = TrialRecord.begun(asked.number, asked.source, asked.policy, worker=self.crew.name)
         self._sync()
         running = self.study.running(but=asked.number)
         known = None if asked.outside else self.known.get(asked.policy.key())
         if self._spent() + len(running) >= self.settings.budget.trials:
             self._leave(asked, back=True)
+        elif asked.error is not None:
+            self._failed(asked, record, asked.error)
         elif known is not None:
             self._repeat(asked, record, known)
         elif asked.policy.key() in running.values():
@@ -169,17 +170,16 @@ class StudyLoop:
         try:
             with self.lock:
                 evaluation = self._evaluated(record)
-        except (UserError, KeyboardInterrupt):
+        except KeyboardInterrupt:
             self.study.give_back(asked)
             raise
         except Exception as error:  # one bad policy (memory, a kernel) must not end the study
             self._failed(asked, record, error)
             return
-        self.failures = self.repeats = 0
-        record = self._finished(record, evaluation, began)
-        constraints = constraint_values(evaluation.measurement, self.settings.quality)
+        self.streak, self.repeats = Streak(), 0
+        record, measured = self._finished(record, evaluation, began), evaluation.measurement
+        constraints = constraint_values(measured, self.settings.quality)
         self.study.tell(asked, record, first=evaluation.first, constraints=constraints)
-        measured = evaluation.measurement
         _LOG.info("trial %d: %.2fx, loss %.3f, %s.", record.number, measured.speed_up, measured.loss, record.state)
 
     def _leave(self, asked: Asked, *, back: bool) -> None:
@@ -187,7 +187,7 @@ class StudyLoop:
         if back:
             self.study.give_back(asked)
         else:
-            self.study.fail(asked, None)
+            self.study.drop(asked)
             self._queue_neighbour(asked.number)
         time.sleep(random.uniform(0, 2 * POLL_SECONDS))  # two that gave way to each other must not meet again
 
@@ -235,12 +235,11 @@ class StudyLoop:
             self.study.enqueue(near, "neighbour")
 
     def _failed(self, asked: Asked, record: TrialRecord, error: Exception) -> None:
-        record = replace(record, note=f"{type(error).__name__}: {error}".splitlines()[0])
-        self.study.fail(asked, record)
+        fault = fault_of(error)
+        record = replace(record, note=fault.note if fault else f"{type(error).__name__}: {error}".splitlines()[0])
+        self.study.fail(asked, record, fault)
         _LOG.warning("trial %d failed (%s); the study goes on.", record.number, record.note)
-        self.failures += 1
-        if self.failures >= MOST_FAILURES:
-            raise error
+        self.streak.add(error, fault)
 
     def _spent(self) -> int:
         return sum(trial.source != "repeat" for trial in self.trials)

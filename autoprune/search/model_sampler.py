@@ -19,6 +19,7 @@ from torch import Tensor
 
 from autoprune.measure.device import one_torch_thread
 from autoprune.search.acquisition import expected_improvement, probability_below
+from autoprune.search.faults import broke
 from autoprune.search.front import Point, non_dominated, reference_of
 from autoprune.search.gaussian_process import GaussianProcess
 from autoprune.search.neighbour import crossed, mutated, random_vector
@@ -26,18 +27,33 @@ from autoprune.search.space import SearchSpace, Vector
 
 POOL = 400  # candidates of the first round; a second one of half as many looks around the best of them
 BEST = 8
+FEWEST = 4  # trials with numbers that are modelled, where faults are most of all
 WINDOW = 0.2  # of the losses below the reference
 KINDS = (0.5, 0.3, 0.2)  # of the candidates: a member changed, two members crossed, anything
 
 
 @dataclass(frozen=True)
 class _Told:
-    """What finished trials say: normal vectors, policy keys, (log latency, loss) and the worst constraint."""
+    """What finished trials say: normal vectors, policy keys, (log latency, loss) and the worst constraint.
+
+    `faults` are the normal vectors of trials that ended without numbers (faults.py): points of the constraint's model alone,
+    since whatever latency and loss they were given would bend the other two. `keys` are of both.
+    """
 
     vectors: list[Vector]
     keys: frozenset[str]
     points: list[Point]
     constraints: list[float]
+    faults: list[Vector]
+
+    def suffices(self, startup: int) -> bool:
+        """Returns whether so many trials ended, enough of them with numbers."""
+        return len(self.vectors) >= min(startup, FEWEST) and len(self.vectors) + len(self.faults) >= startup
+
+    def violations(self) -> list[float]:
+        """Returns the worst constraint of every measured trial, then that of faults: as far out as any other one at either
+        side, so that the scale of the model stays that of what was measured."""
+        return self.constraints + [max(map(abs, self.constraints)) or 1.0] * len(self.faults)
 
     def feasible(self) -> list[int]:
         """Returns the numbers of the trials that keep every constraint."""
@@ -74,7 +90,7 @@ class ModelSampler(BaseSampler):
     def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, object]:
         rng = np.random.default_rng((self._seed, trial.number))
         told = self._told(study)
-        if len(told.vectors) < self._startup:
+        if not told.suffices(self._startup):
             candidates = self._around(told.best() or [random_vector(self._space, rng)], rng)
             return next((vector for vector in self._fresh(candidates, told, POOL) if self._unseen(vector, told)), {})
         with one_torch_thread():
@@ -87,11 +103,13 @@ class ModelSampler(BaseSampler):
 
     def _told(self, study: Study) -> _Told:
         trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        measured = [trial for trial in trials if not broke(trial.constraints)]
         return _Told(
-            vectors=[self._space.normal(trial.params) for trial in trials],
+            vectors=[self._space.normal(trial.params) for trial in measured],
             keys=frozenset(self._space.policy(trial.params).key() for trial in trials),
-            points=[(trial.values[0], trial.values[1]) for trial in trials],
-            constraints=[max(trial.constraints.values(), default=0.0) for trial in trials],
+            points=[(trial.values[0], trial.values[1]) for trial in measured],
+            constraints=[max(trial.constraints.values(), default=0.0) for trial in measured],
+            faults=[self._space.normal(trial.params) for trial in trials if broke(trial.constraints)],
         )
 
     def _best(self, told: _Told, rng: np.random.Generator) -> Vector:
@@ -117,7 +135,7 @@ class ModelSampler(BaseSampler):
 
     def _fresh(self, candidates: Iterator[Vector], told: _Told, count: int) -> Iterator[Vector]:
         """Yields up to `count` different normal vectors that were not told."""
-        seen = {tuple(vector.values()) for vector in told.vectors}
+        seen = {tuple(vector.values()) for vector in (*told.vectors, *told.faults)}
         for vector in itertools.islice(candidates, 4 * count):
             normal = self._space.normal(vector)
             values = tuple(normal.values())
@@ -140,10 +158,9 @@ class _Beliefs:
         self._flat = space.distributions
         inputs = self._inputs(told.vectors)
         latency, loss = torch.tensor(told.points, dtype=torch.float64).unbind(1)
-        constraint = torch.tensor(told.constraints, dtype=torch.float64)
-        self._latency, self._loss, self._constraint = (
-            GaussianProcess(inputs, values) for values in (latency, loss, constraint)
-        )
+        self._latency, self._loss = (GaussianProcess(inputs, values) for values in (latency, loss))
+        violations = torch.tensor(told.violations(), dtype=torch.float64)
+        self._constraint = GaussianProcess(self._inputs([*told.vectors, *told.faults]), violations)
         feasible = told.feasible()
         self._points = [told.points[index] for index in told.front()]
         _, self._highest = reference_of(told.points[index] for index in feasible or range(len(told.points)))

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from autoprune.files import whole_file
+
 GAIN = 3.0
 _SIDE, _GAP, _TEXT, _HEAD, _FONT = 256, 10, 210, 66, 15
 
@@ -32,7 +34,8 @@ def save_picture_grid(path: Path, *, dense: torch.Tensor, pruned: torch.Tensor, 
         draw.multiline_text((_GAP, top + 4), wrapped, fill="#374151", font=ImageFont.load_default(_FONT), spacing=5)
         for left, images in zip(lefts, shown, strict=True):
             sheet.paste(picture(images[row]).resize(side, Image.Resampling.NEAREST), (left, top))
-    sheet.save(path)
+    with whole_file(path) as temporary:
+        sheet.save(temporary)
     return path
 
 

@@ -4,6 +4,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from autoprune.files import whole_file
 from autoprune.search.records import StudyResult
 from autoprune.search.study_points import (
     CONTROL,
@@ -58,7 +59,8 @@ def save_pareto_image(result: StudyResult, path: Path) -> Path:
     axes.set_ylim(top=TOP * max(point.measured.loss for point in points if point.kind != REJECTED) or None)
     canvas.draw()
     _place_labels(axes, [point for point in points if point.label])
-    figure.savefig(path)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary)
     return path
 
 

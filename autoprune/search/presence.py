@@ -14,6 +14,7 @@ from typing import Protocol, Self
 
 BEATS = 4  # a lease: one lost, one late, and a worker still counts as alive
 SIGN = "worker:"
+_PRESENT: set[str] = set()  # tokens of this process: it may have led a study before, which ended with an error
 
 
 class Board(Protocol):
@@ -50,10 +51,11 @@ class Worker:
         return f"{self.name} ({self.host}, process {self.pid})"
 
     def is_dead(self) -> bool | None:
-        """Returns whether its process is gone, None where this cannot be seen from here."""
+        """Returns whether its process is gone, or done with the study; None where this cannot be seen from here."""
         if not self.space or (self.host, self.space) != (socket.gethostname(), _space()):
             return None
-        return _started(self.pid) != self.started
+        alive = _started(self.pid) == self.started
+        return not alive or (self.pid == os.getpid() and self.token not in _PRESENT)
 
 
 class Presence:
@@ -66,11 +68,13 @@ class Presence:
         self._thread = threading.Thread(target=self._beat, name="presence", daemon=True)
 
     def __enter__(self) -> Self:
+        _PRESENT.add(self.worker.token)
         self._board.put(SIGN + self.worker.token, {**asdict(self.worker), "count": 0})
         self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        _PRESENT.discard(self.worker.token)
         self._stop.set()
         self._thread.join(self.lease / BEATS)
 

@@ -84,8 +84,9 @@ class TrialRecord:
     `source` is `preset:NAME` (a published setting; `preset:dense` is the reference), `control:NAME` (shown for
     comparison, never exported), `sampler`, `repeat` (a known policy asked again, told without a run) or `random` (a
     fresh point after repeats). `feasible` says whether every constraint holds. A `discarded` trial was stopped early:
-    its measurement covers only the first prompts. `seconds` pass from asking the sampler on, `sampler_seconds` in asking it
-    and in telling it of what came before. `worker` is the name of the process that evaluated it.
+    its measurement covers only the first prompts. A `failed` one has none, its `note` says why: an error, or a fault
+    (faults.py). `seconds` pass from asking the sampler on, `sampler_seconds` in asking it and in telling it of what came
+    before. `worker` is the name of the process that evaluated it.
     """
 
     number: int
@@ -98,6 +99,11 @@ class TrialRecord:
     note: str = ""
     sampler_seconds: float = 0.0
     worker: str = ""
+
+    @staticmethod
+    def begun(number: int, source: str, policy: Policy, *, worker: str = "") -> "TrialRecord":
+        """Returns the record of a trial before anything was measured: what it is if it fails."""
+        return TrialRecord(number, source, policy, None, False, "failed", 0.0, worker=worker)
 
     @property
     def preset(self) -> str:

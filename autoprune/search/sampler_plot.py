@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from autoprune.files import whole_file
+
 _COLOURS = {"gp": "#2563eb", "tpe": "#d97706", "nsga2": "#059669", "random": "#6b7280", "grid": "#b91c1c"}
 
 
@@ -30,5 +32,6 @@ def save_sampler_plot(record: Mapping[str, object], path: Path) -> Path:
         axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=5, frameon=False, fontsize=9)
     canvas.draw()
-    figure.savefig(path)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary)
     return path

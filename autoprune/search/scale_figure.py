@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from autoprune.files import whole_file
+
 _TEXT, _DECODING, _REST = "#9ca3af", "#4b5563", "#e5e7eb"
 _FIRST_NAMED = 0.04  # share of the longest bar from which a segment has its scale's number written in it
 
@@ -41,7 +43,8 @@ def save_scale_plot(record: Mapping[str, object], path: Path) -> Path:
     handles += [Patch(color=colour, label=name) for name, colour in ends.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=8, frameon=False, fontsize=8)
     canvas.draw()
-    figure.savefig(path)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary)
     return path
 
 

@@ -77,7 +77,12 @@ class SharedPrefixes:
 
     def clear(self) -> None:
         """Frees the memory, for good."""
-        self._limits, self._entries = dict.fromkeys(self._limits, 0), []
+        self._limits = dict.fromkeys(self._limits, 0)
+        self.drop()
+
+    def drop(self) -> None:
+        """Frees the memory; what is shared again is recorded again."""
+        self._entries = []
 
     def bytes(self, *, far: bool = False) -> int:
         """Returns what is kept on the device or `far` from it, memory that recordings share counted once."""

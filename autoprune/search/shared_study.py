@@ -16,6 +16,7 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from autoprune.policy import Policy
+from autoprune.search.faults import VALUES, VIOLATION, Fault, broke
 from autoprune.search.front import objectives
 from autoprune.search.presence import Presence, Worker
 from autoprune.search.records import Measurement, TrialRecord
@@ -44,12 +45,16 @@ Finished = tuple[TrialRecord, Measurement | None]
 
 @dataclass(frozen=True)
 class Asked:
-    """A trial this worker holds. `outside` is a preset or control that no vector of the space stands for."""
+    """A trial this worker holds. `outside` is a preset or control that no vector of the space stands for.
+
+    `error` is why its policy could not be built; `policy` is the dense one then.
+    """
 
     trial: Trial
     source: str
     policy: Policy
     outside: bool
+    error: Exception | None = None
 
     @property
     def number(self) -> int:
@@ -133,7 +138,10 @@ class SharedStudy:
             if policy is not None:
                 return Asked(trial, source_of(trial), Policy.from_json(policy, source=f"trial {trial.number}"), outside=True)
             vector = {name: _suggested(trial, name, kind) for name, kind in self._space.distributions.items()}
-            return Asked(trial, source_of(trial), self._space.policy(vector), outside=False)
+            try:
+                return Asked(trial, source_of(trial), self._space.policy(vector), outside=False)
+            except Exception as error:
+                return Asked(trial, source_of(trial), self._space.presets()[0].policy, outside=False, error=error)
 
     def spent_sampling(self) -> float:
         """Returns the seconds spent in asking and telling since it was last called."""
@@ -153,11 +161,17 @@ class SharedStudy:
             asked.trial.set_user_attr(RECORD, plain_record(record))
             self._finish(asked.number, record, outside=asked.outside)
 
-    def fail(self, asked: Asked, record: TrialRecord | None) -> None:
-        """Finishes a trial that raised, or that this worker does not evaluate (no record)."""
+    def fail(self, asked: Asked, record: TrialRecord, fault: Fault | None) -> None:
+        """Finishes a trial that raised: infeasible with a fault, which the sampler learns from, else failed."""
         with self._lenient(asked):
-            if record is not None:
-                asked.trial.set_user_attr(RECORD, plain_record(record))
+            if fault is not None:
+                asked.trial.set_constraint(fault.constraint, VIOLATION)
+            asked.trial.set_user_attr(RECORD, plain_record(record))
+            self._finish(asked.number, record, outside=asked.outside)
+
+    def drop(self, asked: Asked) -> None:
+        """Ends a trial that this worker does not evaluate, without a trace in the records."""
+        with self._lenient(asked):
             self._study.tell(asked.number, state=TrialState.FAIL, skip_if_finished=True)
 
     def give_back(self, asked: Asked) -> None:
@@ -205,10 +219,15 @@ class SharedStudy:
         self._study.add_trial(create_trial(state=TrialState.WAITING, user_attrs={**attributes, POLICY: policy}))
 
     def _finish(self, number: int, record: TrialRecord, *, outside: bool) -> None:
-        if outside:
+        """Ends a trial as its record has it; one without numbers that broke a constraint has those that Optuna wants."""
+        known = record.measurement is not None
+        values = list(objectives(record.measurement)) if known else list(VALUES)
+        if not known and not broke(self._study.get_trials(deepcopy=False)[number].constraints):
+            self._study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
+        elif outside:
             self._study.tell(number, state=TrialState.PRUNED, skip_if_finished=True)
         else:
-            self._study.tell(number, list(objectives(record.measurement)), skip_if_finished=True)
+            self._study.tell(number, values, skip_if_finished=True)
 
     def _lost(self, trial: FrozenTrial, note: str) -> TrialRecord:
         policy = trial.user_attrs.get(POLICY)

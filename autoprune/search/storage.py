@@ -11,10 +11,10 @@ from urllib.parse import urlsplit
 
 from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage, GrpcStorageProxy, RDBStorage, get_storage
-from optuna.storages.journal import JournalFileBackend, JournalStorage
 from sqlalchemy.exc import IntegrityError, ProgrammingError
 
 from autoprune.errors import UserError
+from autoprune.search.journal_file import open_journal
 from autoprune.search.settings import StorageSettings
 
 _LOG = logging.getLogger("autoprune")
@@ -28,7 +28,7 @@ SHORTAGES = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "UNKNOWN")  # UNKNOWN: the prox
 def open_storage(settings: StorageSettings, folder: Path) -> "PatientStorage":
     """Returns the storage, connected. Raises UserError where it does not answer, or what it needs is not installed."""
     if settings.name == "journal":
-        return PatientStorage(JournalStorage(JournalFileBackend(str(folder / JOURNAL_FILE))), patience=0)
+        return PatientStorage(open_journal(folder / JOURNAL_FILE), patience=0)
     return PatientStorage(server_storage(settings), patience=60 * settings.patience)
 
 

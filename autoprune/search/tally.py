@@ -6,8 +6,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from autoprune.measure.drift import MOST_REPEATS, Drift, drift_of
+from autoprune.measure.latency import Timing
+from autoprune.measure.metrics import METRICS
 from autoprune.measure.metrics.suite import Found
-from autoprune.measure.statistics import paired_interval, ratio_interval, score_flips
+from autoprune.measure.statistics import bootstrap_interval, paired_interval, ratio_interval, score_flips
+from autoprune.search.records import Measurement
+from autoprune.search.settings import StudySettings
 
 DENSE = ""
 
@@ -30,6 +34,28 @@ class Pairs:
 def concatenated(parts: list[np.ndarray | None]) -> np.ndarray | None:
     """Joins the batches of one number per image; None when nothing measured it."""
     return None if parts[0] is None else np.concatenate(parts)
+
+
+def measurement_of(pairs: Pairs, timing: Timing, dense_latency: float, settings: StudySettings) -> Measurement:
+    """Returns what comparisons and seconds amount to; memory is not known here."""
+    chosen = settings.quality.loss
+    losses = np.abs(METRICS[chosen].info.perfect - pairs.found[chosen])
+    return Measurement(
+        latency=timing.median,
+        latency_spread=timing.spread,
+        dense_latency=dense_latency,
+        speed_up=dense_latency / timing.median,
+        loss=float(losses.mean()),
+        ssim=float(pairs.found["ssim"].mean()),
+        psnr=float(pairs.found["psnr"].mean()),
+        **score_fields(pairs.dense, pairs.score),
+        peak_memory_mb=None,
+        prompts=len(losses),
+        seed=settings.seed,
+        batch=min(settings.latency.batch, settings.quality.prompts),
+        latency_source="measured",
+        loss_interval=bootstrap_interval(losses),
+    )
 
 
 def score_fields(dense: np.ndarray | None, score: np.ndarray | None) -> dict[str, object]:
@@ -57,7 +83,7 @@ class Tally:
     """
 
     def __init__(self, names: list[str]) -> None:
-        self._names = names
+        self.names = names
         self._times: list[dict[str, list[float]]] = []
         self._whole = 0
         self.parts: dict[str, list[Pairs]] = {name: [] for name in names}
@@ -67,7 +93,7 @@ class Tally:
     def turns(self, count: int) -> Iterator[int]:
         """Yields the numbers of `count` rounds, and of as many again while dense drifts, at most MOST_REPEATS times."""
         for repeat in range(MOST_REPEATS + 1):
-            self._times.append({name: [] for name in (DENSE, *self._names)})
+            self._times.append({name: [] for name in (DENSE, *self.names)})
             yield from range(repeat * count, (repeat + 1) * count)
             self._whole += 1
             if drift_of(self._times[-1][DENSE]).steady:
@@ -85,10 +111,17 @@ class Tally:
 
     def order(self, turn: int) -> list[str]:
         """Returns the names, beginning with another one each round."""
-        shift = turn % len(self._names)
-        return self._names[shift:] + self._names[:shift]
+        shift = turn % max(1, len(self.names))
+        return self.names[shift:] + self.names[:shift]
 
     def add(self, times: Mapping[str, float]) -> None:
         """Adds one round of seconds."""
         for name, seconds in times.items():
-            self._times[-1][name].append(seconds)
+            if name in self._times[-1]:
+                self._times[-1][name].append(seconds)
+
+    def leave_out(self, name: str) -> None:
+        """Forgets a policy."""
+        self.names.remove(name)
+        for known in (self.parts, self.peaks, *self._times):
+            del known[name]

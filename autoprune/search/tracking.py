@@ -12,6 +12,7 @@ from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from autoprune.files import write_whole
 from autoprune.policy_text import schedule_lines
 from autoprune.search.export import HYPERVOLUME_REFERENCE
 from autoprune.search.front import hypervolume, objectives, search_front
@@ -131,7 +132,7 @@ class WandbTracker(NullTracker):
         """Returns the id this study's run has had since its first start, so that a resumed study stays one run."""
         path = self._directory / "wandb_run_id"
         if not path.exists():
-            path.write_text(secrets.token_hex(4))
+            write_whole(path, secrets.token_hex(4))
         return path.read_text().strip()
 
     def _log_result(self, result: StudyResult, files: ReportFiles) -> None:

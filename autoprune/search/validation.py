@@ -24,7 +24,8 @@ def validate_front(
 ) -> StudyResult:
     """Returns the result with its front, presets and table error filled in, and writes policies/*.json.
 
-    Members and presets run interleaved with dense on held-out prompts and seeds; presets may be exported too. The front
+    Members and presets run interleaved with dense on held-out prompts and seeds; presets may be exported too, and what the
+    evaluator could not measure there is left out. The front
     holds the members that no other one beats there, and those a tier chose, `rejected` the rest; the search's own numbers
     go into no policy. p-values are corrected for all members measured.
     `step` is called after each round and says whether there is time for another.
@@ -33,10 +34,11 @@ def validate_front(
     chosen = _candidates(result.trials, settings)
     chosen += [trial for trial in shown if may_lead(trial) and trial not in chosen]
     policies = {trial.policy.key(): trial.policy for trial in [*chosen, *shown]}
+    measured = evaluator.validate(policies, step=step) if policies else {}
     remove_policies(folder)
-    if not policies:
+    chosen, shown = ([trial for trial in trials if trial.policy.key() in measured] for trials in (chosen, shown))
+    if not measured:
         return result
-    measured = evaluator.validate(policies, step=step)
     held_out = {trial.number: measured[trial.policy.key()] for trial in chosen}
     check = _Estimates(evaluator, result.trials[0].policy)
     front = _exported(result, held_out, settings=settings, folder=folder, check=check)

@@ -17,6 +17,7 @@ from torch import Tensor
 import autoprune
 from autoprune.backbones import Backbone, Sampling
 from autoprune.backbones.embedded import EMBEDDED_WEIGHTS
+from autoprune.files import whole_file, write_whole
 from autoprune.testbed.captions import TASKS, Prompt, prompt_set
 from autoprune.testbed.score import MAIN_THRESHOLD, STRICT_THRESHOLD, find, score_findings
 
@@ -57,7 +58,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         backbone.sampling.guidance if options.guidance is None else options.guidance,
         backbone.sampling.temperature if options.temperature is None else options.temperature,
     )
-    options.out.mkdir(parents=True, exist_ok=True)
     results = []
     if options.sweep:
         prompts = prompt_set("search", options.prompts, seed=options.seed)
@@ -70,11 +70,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(table(evaluation))
     save_grid(options.out / "grid.png", images, prompts)
     record = {"revision": backbone.revision, "held_out": vars(evaluation), "search": [vars(result) for result in results]}
-    (options.out / "scores.json").write_text(json.dumps(record, indent=1))
+    write_whole(options.out / "scores.json", json.dumps(record, indent=1))
     if options.record:
         path = Path(options.weights or EMBEDDED_WEIGHTS).with_suffix(".json")
         training = json.loads(path.read_text())
-        path.write_text(json.dumps(training | {"sha256": backbone.revision, "scores": record["held_out"]}, indent=1) + "\n")
+        updated = training | {"sha256": backbone.revision, "scores": record["held_out"]}
+        write_whole(path, json.dumps(updated, indent=1) + "\n")
 
 
 def evaluate(
@@ -130,7 +131,8 @@ def save_grid(path: Path, images: Tensor, prompts: Sequence[Prompt]) -> None:
             picture = Image.fromarray(images[index].permute(1, 2, 0).numpy())
             canvas.paste(picture, (x * (side + 4), y * height))
             draw.text((x * (side + 4), y * height + side), _wrapped(prompts[index].text), fill="black", spacing=0)
-    canvas.save(path)
+    with whole_file(path) as temporary:
+        canvas.save(temporary)
 
 
 def _wrapped(text: str, width: int = 22) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from autoprune.backbones.bsq_tokenizer import BSQTokenizer
 from autoprune.backbones.embedded import TINY
 from autoprune.errors import UserError
+from autoprune.files import whole_file, write_whole
 from autoprune.testbed.generator_recipe import GeneratorRecipe
 from autoprune.testbed.scenes import DATA_VERSION
 
@@ -81,10 +82,9 @@ def save_weights(path: Path, parts: dict[str, nn.Module], record: dict[str, obje
         "data_version": DATA_VERSION,
         "hashes": {prefix: weights_hash(part) for prefix, part in parts.items()},
     }
-    temporary = path.with_suffix(".tmp")
-    save_file(tensors, temporary, {"record": json.dumps(record)})
-    temporary.replace(path)
-    path.with_suffix(".json").write_text(json.dumps(record, indent=1))
+    with whole_file(path) as temporary:
+        save_file(tensors, temporary, {"record": json.dumps(record)})
+    write_whole(path.with_suffix(".json"), json.dumps(record, indent=1))
 
 
 def read_record(path: Path) -> dict[str, object]:

@@ -13,6 +13,7 @@ from autoprune.backbones.bsq_tokenizer import BSQTokenizer
 from autoprune.backbones.caption_encoder import CaptionEncoder, CaptionEncoderConfig
 from autoprune.backbones.infinity import Infinity
 from autoprune.backbones.schedules import scale_schedule
+from autoprune.files import whole_file
 from autoprune.testbed.distributed import Team
 from autoprune.testbed.generator_checkpoint import SPEC, GeneratorRun, save_weights
 from autoprune.testbed.generator_recipe import Optimisers, initialise, pick_scales, scale_losses, total_loss
@@ -172,9 +173,8 @@ class GeneratorSession:
         names = ("steps", "samples", "full_samples", "elapsed", "prepared", "place_accuracy", "history")
         state = {"numbers": {name: getattr(self, name) for name in names}, "optimisers": self.optimisers.state()}
         state |= {name: getattr(self, name).state_dict() for name in ("model", "text", "averages")}
-        temporary = self.run.state_path.with_suffix(".state_tmp")
-        torch.save(state, temporary)
-        temporary.replace(self.run.state_path)
+        with whole_file(self.run.state_path) as temporary:
+            torch.save(state, temporary)
 
     def _restore(self) -> None:
         state = torch.load(self.run.state_path, map_location=self.run.device, weights_only=True)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from autoprune.files import write_whole
 from autoprune.testbed import scenes
 from autoprune.testbed.distributed import Team
 
@@ -31,5 +32,5 @@ def open_images(folder: Path, count: int, *, seed: int, team: Team) -> np.ndarra
         images.flush()
         team.wait()
         if team.leads:
-            done.write_text(json.dumps({"seed": seed, "count": count, "data": scenes.DATA_VERSION}))
+            write_whole(done, json.dumps({"seed": seed, "count": count, "data": scenes.DATA_VERSION}))
     return np.memmap(path, np.uint8, "r", shape=shape)

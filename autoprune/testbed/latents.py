@@ -13,6 +13,7 @@ from torch import Tensor
 from autoprune.backbones.bsq_tokenizer import BSQTokenizer
 from autoprune.backbones.caption_encoder import MAX_WORDS, tokenize
 from autoprune.backbones.schedules import scale_schedule
+from autoprune.files import write_whole
 from autoprune.policy import Grid
 from autoprune.testbed.distributed import Team
 from autoprune.testbed.generator_checkpoint import weights_hash
@@ -127,5 +128,5 @@ def open_latents(folder: Path, tokenizer: BSQTokenizer, count: int, *, seed: int
     encode_scenes(latents, tokenizer, range(team.rank, count, team.size), seed=seed)
     team.wait()
     if team.leads:
-        done.touch()
+        write_whole(done, "")
     return latents

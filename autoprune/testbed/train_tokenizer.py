@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from autoprune.backbones.bsq_tokenizer import TINY, BSQTokenizer, TokenizerConfig
 from autoprune.errors import unknown_name
+from autoprune.files import whole_file
 from autoprune.testbed import scenes
 from autoprune.testbed.convolution_optimiser import ConvolutionOptimiser
 from autoprune.testbed.distributed import Team, run_team
@@ -220,18 +221,16 @@ class _Session:
             "psnr_by_last_scale": json.dumps([round(value, 3) for value in psnr]),
             "data_version": scenes.DATA_VERSION,
         }
-        temporary = path.with_suffix(".tmp")
         state = {key: value.cpu().clone() for key, value in self.average.state_dict().items()}
-        save_file(_at_unit_scale(state), temporary, record)
-        temporary.replace(path)
+        with whole_file(path) as temporary:
+            save_file(_at_unit_scale(state), temporary, record)
 
     def _keep_state(self) -> None:
-        temporary = self.state_path.with_suffix(".state_tmp")
         state = {"model": self.model.state_dict(), "average": self.average.state_dict()}
         state["optimiser"] = self.optimiser.state_dict()
         state |= {"decoder_alone": self.part is not self.model, "steps": self.steps, "elapsed": self.elapsed}
-        torch.save(state, temporary)
-        temporary.replace(self.state_path)
+        with whole_file(self.state_path) as temporary:
+            torch.save(state, temporary)
 
     def _restore(self) -> None:
         state = torch.load(self.state_path, map_location=self.run.device, weights_only=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from autoprune.errors import UserError
+from autoprune.files import write_whole
 from autoprune.measure.metrics.contract import ImageBatch, MetricContext, MetricInfo, WeightNeed
 from autoprune.measure.metrics.external_program import Scores, read_scores, run_program
 from autoprune.measure.metrics.external_recipe import Recipe
@@ -77,7 +78,7 @@ class External:
             paths["images"].mkdir()
             for name in names:
                 (Path(self._folder.name) / name).rename(paths["images"] / name)
-            paths["prompts"].write_text("".join(json.dumps(one) + "\n" for one in asked))
+            write_whole(paths["prompts"], "".join(json.dumps(one) + "\n" for one in asked))
             ended = run_program(
                 self._recipe.arguments(self._paths | paths),
                 paths["output"],

@@ -4,11 +4,13 @@ import warnings
 from collections.abc import Callable, Iterator
 from itertools import groupby
 from pathlib import Path
+from pickle import UnpicklingError
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from autoprune.backbones.checkpoints import reason
 from autoprune.errors import UserError
 from autoprune.measure.metrics.contract import MetricContext, WeightNeed
 from autoprune.measure.metrics.picture_input import PictureInput
@@ -51,13 +53,14 @@ def _vision_transformer(folder: Path, device: torch.device) -> Features:
     except ImportError:
         raise UserError("this metric needs transformers; install it with: pip install 'autoprune[text]'.") from None
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         clip = config.model_type.startswith("clip")
         kind = transformers.CLIPVisionModelWithProjection if clip else transformers.AutoModel
         model, report = kind.from_pretrained(folder, dtype=torch.float32, local_files_only=True, output_loading_info=True)
-    except (OSError, ValueError) as error:
-        reason = (str(error).splitlines() or [""])[0][:160]
-        raise UserError(f"feature network {str(folder)!r} cannot be loaded ({reason}); copy the published folder.") from None
+    except (OSError, ValueError, RuntimeError, EOFError, UnpicklingError) as error:
+        raise UserError(
+            f"feature network {str(folder)!r} cannot be loaded ({reason(error)}); copy the published folder."
+        ) from None
     if report["missing_keys"]:
         first = sorted(report["missing_keys"])[0]
         raise UserError(f"feature network {str(folder)!r} lacks weights, first {first}; copy the published folder.")
@@ -75,9 +78,9 @@ def _script(file: Path, device: torch.device) -> Features:
         with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # the published file is TorchScript
             module = torch.jit.load(file, map_location=device).eval()
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0][:120]
+        said = (str(error).strip().splitlines() or ["no reason given"])[0][:120]
         wanted = "a TorchScript file or a folder for transformers"
-        raise UserError(f"feature network {str(file)!r} must be {wanted} ({reason}); see README, Metrics.") from None
+        raise UserError(f"feature network {str(file)!r} must be {wanted} ({said}); see README, Metrics.") from None
     accepted = {argument.name for argument in module.forward.schema.arguments}
     options = {"return_features": True} if "return_features" in accepted else {}
     return lambda images: module((255 * images.clamp(0, 1)).round().to(torch.uint8), **options).flatten(1)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from autoprune.backbones.checkpoints import reason
 from autoprune.errors import UserError
 from autoprune.measure.metrics.contract import ImageBatch, MetricContext, MetricInfo, WeightNeed
 from autoprune.measure.metrics.picture_input import PictureInput
@@ -90,9 +91,9 @@ def read_blip(path: Path, device: torch.device) -> RewardBlip:
         state = torch.load(path, map_location=device, weights_only=True)
         return _blip({key: value.float() for key, value in state.items() if not UNUSED.fullmatch(key)}, device)
     except (OSError, RuntimeError, KeyError, AttributeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        said = f"{type(error).__name__}: {reason(error)}"
         raise UserError(
-            f"weights.{MODEL.key} must be the published {FILE}, got {str(path)!r} ({reason}); copy it from {MODEL.source}."
+            f"weights.{MODEL.key} must be the published {FILE}, got {str(path)!r} ({said}); copy it from {MODEL.source}."
         ) from None
 
 

@@ -2,14 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError
 
+from autoprune.backbones.checkpoints import reason
 from autoprune.errors import UserError
 from autoprune.measure.metrics.contract import MetricContext, WeightNeed
 
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
+_ERRORS = (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, EOFError, SafetensorError, UnpicklingError)
 
 
 @dataclass(frozen=True)
@@ -63,5 +66,5 @@ class PretrainedFolder:
         transformers.utils.logging.disable_progress_bar()  # one a model, in the midst of the search's own
         try:
             return getattr(transformers, kind).from_pretrained(path, local_files_only=True, **options)
-        except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError) as error:
-            raise self.broken(" ".join(str(error).split())[:200]) from None
+        except _ERRORS as error:
+            raise self.broken(reason(error)) from None
