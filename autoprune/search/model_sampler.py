@@ -21,7 +21,7 @@ from autoprune.search.history import History, HistoryReader, best, selected
 from autoprune.search.neighbour import crossed, mutated, random_vector
 from autoprune.search.space import SearchSpace, Vector
 
-POOL = 400  # candidates of the first round; a second one of half as many looks around the best of them
+POOL = 200  # candidates of the first round; a second one of half as many looks around the best of them
 BEST = 8
 CHANGED, CROSSED = 0.5, 0.3  # of the candidates: a member changed, two members crossed; the rest is anything
 MODELLED = 300  # told trials, at most: the cost of a model is cubic in them
