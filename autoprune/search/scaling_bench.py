@@ -1,16 +1,16 @@
 """What many workers find together: simulated workers of one study in virtual time, with real asks of the real samplers.
 
-Each worker asks, works for a while and tells; what the others still run is pending in the storage. What a policy costs and loses
-is a formula (synthetic.py). Asks take no virtual time, so a worker sees every trial that began before its own.
+Each worker asks, works for a while and tells; what the others still run is pending in the storage. What a policy costs and
+loses is a formula (synthetic.py). Asks take no virtual time, so a worker sees every trial that began before its own.
 """
 
 import heapq
 import math
 import multiprocessing
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import product
 from statistics import median
 
@@ -68,13 +68,13 @@ class Run:
     asks: tuple[float, ...]
 
 
-def measure_scaling(case: ScalingCase, *, processes: int) -> dict[str, object]:
+def measure_scaling(case: ScalingCase) -> dict[str, object]:
     """Returns for every sampler and number of workers the hypervolume after each trial relative to all that was found here,
     median over seeds with the lowest and highest, the virtual minutes until then, and the processor seconds of an ask."""
     studies = [Study(*each) for each in product(case.samplers, case.workers, range(case.seeds))]
     studies.sort(key=lambda study: -case.count(study.workers))
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context) as pool:
+    with ProcessPoolExecutor(mp_context=context) as pool:
         runs = dict(zip(studies, pool.map(simulate, [case] * len(studies), studies), strict=True))
     found = [point for run in runs.values() for point in run.points if point]
     corner = reference_of(found)
@@ -86,7 +86,8 @@ def measure_scaling(case: ScalingCase, *, processes: int) -> dict[str, object]:
         }
         for name in case.samplers
     }
-    return {"hypervolume": whole, "scaling": rows}
+    what = "hypervolume after each trial / that of all trials here, virtual minutes until then, processor seconds of an ask"
+    return {"what": what, "case": asdict(case), "hypervolume": whole, "scaling": rows}
 
 
 def simulate(case: ScalingCase, study: Study) -> Run:
@@ -115,16 +116,6 @@ def simulate(case: ScalingCase, study: Study) -> Run:
         points.append(true.point if true.constraint <= 0 else None)
         ends.append(now)
     return Run(tuple(points), tuple(ends), tuple(asks))
-
-
-def scaling_table(rows: Mapping[str, Mapping[str, Mapping]]) -> Iterable[str]:
-    """Yields a line for every sampler and number of workers."""
-    yield f"{'sampler':10s} {'workers':>7s} {'trials':>6s} {'minutes':>8s} {'hypervolume':>22s} {'seconds an ask':>22s}"
-    for name, by_workers in rows.items():
-        for workers, row in by_workers.items():
-            share = f"{row['trials'][-1]:.3f} ({row['lowest'][-1]:.3f} to {row['highest'][-1]:.3f})"
-            ask = f"{row['ask']['median']:.3f}, at most {row['ask']['most']:.2f}"
-            yield f"{name:10s} {workers:>7s} {len(row['trials']):>6d} {row['minutes'][-1]:8.1f} {share:>22s} {ask:>22s}"
 
 
 def _space(case: ScalingCase) -> SearchSpace:
