@@ -187,11 +187,8 @@ def _search(choices: Choices) -> dict[str, object]:
     backbone, case = choices.load(), SamplerCase(batch=choices.batch)
     record = measure_samplers(backbone, case)
     save_sampler_plot(record, Path(choices.json).with_suffix(".png"))
-    return record | {
-        "what": "hypervolume after each trial / that of all trials here, median over seeds",
-        "machine": device_identity(backbone.device, backbone.dtype),
-        "case": asdict(case),
-    }
+    what = "hypervolume after each trial / that of all trials here, median over seeds"
+    return record | {"what": what, "machine": device_identity(backbone.device, backbone.dtype), "case": asdict(case)}
 
 
 def _scaling(choices: Choices) -> dict[str, object]:
