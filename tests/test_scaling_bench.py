@@ -10,7 +10,7 @@ from PIL import Image
 
 from autoprune.measure.scaling_table import scaling_table
 from autoprune.policy import BranchRule, Policy, ScalePruning
-from autoprune.search.scaling_bench import ScalingCase, Study, measure_scaling, simulate
+from autoprune.search.scaling_bench import ScalingCase, Simulated, measure_scaling, simulate
 from autoprune.search.scaling_plot import save_scaling_plot
 from autoprune.search.synthetic import measured, outcome
 
@@ -25,7 +25,7 @@ def record() -> dict:
 
 
 def test_workers_overlap_and_each_works_without_a_pause() -> None:
-    alone, four = (simulate(CASE, Study("random", workers, 0)) for workers in (1, 4))
+    alone, four = (simulate(CASE, Simulated("random", workers, 0)) for workers in (1, 4))
     draws = [np.random.default_rng((0, number)).lognormal(math.log(60), 0.4) for number in range(32)]
     assert alone.ends == pytest.approx(np.cumsum(draws))
     assert list(four.ends) == sorted(four.ends) and four.ends[0] == pytest.approx(min(draws[:4]))
@@ -34,7 +34,7 @@ def test_workers_overlap_and_each_works_without_a_pause() -> None:
 
 def test_many_workers_run_more_trials_each_at_least_its_share() -> None:
     case = replace(CASE, trials=8, each=3)
-    assert [len(simulate(case, Study("random", workers, 0)).points) for workers in (2, 6)] == [8, 18]
+    assert [len(simulate(case, Simulated("random", workers, 0)).points) for workers in (2, 6)] == [8, 18]
 
 
 def test_a_record_has_a_curve_for_every_sampler_and_number_of_workers(record: dict) -> None:

@@ -50,7 +50,7 @@ class ScalingCase:
 
 
 @dataclass(frozen=True)
-class Study:
+class Simulated:
     """One simulated study: `sampler` names what gp takes running trials for, or `random`."""
 
     sampler: str
@@ -71,7 +71,7 @@ class Run:
 def measure_scaling(case: ScalingCase) -> dict[str, object]:
     """Returns for every sampler and number of workers the hypervolume after each trial relative to all that was found here,
     median over seeds with the lowest and highest, the virtual minutes until then, and the processor seconds of an ask."""
-    studies = [Study(*each) for each in product(case.samplers, case.workers, range(case.seeds))]
+    studies = [Simulated(*each) for each in product(case.samplers, case.workers, range(case.seeds))]
     studies.sort(key=lambda study: -case.count(study.workers))
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(mp_context=context) as pool:
@@ -81,7 +81,7 @@ def measure_scaling(case: ScalingCase) -> dict[str, object]:
     whole = hypervolume(found, corner)
     rows = {
         name: {
-            str(workers): _summary([runs[Study(name, workers, seed)] for seed in range(case.seeds)], corner, whole)
+            str(workers): _summary([runs[Simulated(name, workers, seed)] for seed in range(case.seeds)], corner, whole)
             for workers in case.workers
         }
         for name in case.samplers
@@ -90,29 +90,29 @@ def measure_scaling(case: ScalingCase) -> dict[str, object]:
     return {"what": what, "case": asdict(case), "hypervolume": whole, "scaling": rows}
 
 
-def simulate(case: ScalingCase, study: Study) -> Run:
+def simulate(case: ScalingCase, simulated: Simulated) -> Run:
     """Runs one study in virtual time."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     space = _space(case)
-    settings = SamplerSettings(RANDOM) if study.sampler == RANDOM else SamplerSettings(pending=study.sampler)
-    storage = optuna.create_study(directions=["minimize"] * 2, sampler=make_sampler(space, settings, study.seed))
+    settings = SamplerSettings(RANDOM) if simulated.sampler == RANDOM else SamplerSettings(pending=simulated.sampler)
+    study = optuna.create_study(directions=["minimize"] * 2, sampler=make_sampler(space, settings, simulated.seed))
     for preset in space.presets():
         if preset.vector is not None and not preset.control:
-            storage.enqueue_trial(dict(preset.vector))
-    running, now, count = [], 0.0, case.count(study.workers)
+            study.enqueue_trial(dict(preset.vector))
+    running, now, count = [], 0.0, case.count(simulated.workers)
     points, ends, asks = [], [], []
     while len(ends) < count:
-        while len(running) < study.workers and len(asks) < count:
+        while len(running) < simulated.workers and len(asks) < count:
             began = time.process_time()
-            trial = storage.ask(fixed_distributions=space.distributions)
+            trial = study.ask(fixed_distributions=space.distributions)
             asks.append(time.process_time() - began)
-            lasts = np.random.default_rng((study.seed, trial.number)).lognormal(math.log(case.seconds), case.spread)
+            lasts = np.random.default_rng((simulated.seed, trial.number)).lognormal(math.log(case.seconds), case.spread)
             heapq.heappush(running, (now + lasts, trial.number, trial))
         now, _, trial = heapq.heappop(running)
         policy = space.policy(trial.params)
-        told, true = measured(policy, study.seed), outcome(policy)
+        told, true = measured(policy, simulated.seed), outcome(policy)
         trial.set_constraint("score_drop", told.constraint)
-        storage.tell(trial, list(told.point))
+        study.tell(trial, list(told.point))
         points.append(true.point if true.constraint <= 0 else None)
         ends.append(now)
     return Run(tuple(points), tuple(ends), tuple(asks))
