@@ -7,7 +7,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState, create_trial
 
-from autoprune.search.history import HistoryReader, Told, best, selected
+from autoprune.search.history import History, HistoryReader, Told, best, selected
 from autoprune.search.neighbour import random_vector
 from tests.test_space import space
 
@@ -68,3 +68,10 @@ def test_of_many_trials_the_front_stays_with_what_is_near_and_some_of_all_the_re
     above = np.array([trial.point[1] - trial.point[0] ** 2 for trial in chosen if trial.point])
     assert np.sort(above)[49] < 0.15 and above.max() > 0.8 and max(np.diff(places)) < 100
     assert selected(told[:80], 100) == told[:80]
+
+
+def test_a_model_always_has_trials_with_values() -> None:
+    told = [Told({}, None, 1.0)] * 5 + [Told({}, (-0.5, 0.4), 0.2), Told({}, (-0.2, 0.3), 0.1)] + [Told({}, None, 1.0)] * 200
+    history = History(told, [], frozenset())
+    assert history.valued == 2 and history.first(1) == told[:6] and history.first(2) == told[:7]
+    assert [trial.point for trial in selected(told, 10) if trial.point] == [(-0.5, 0.4), (-0.2, 0.3)]

@@ -8,8 +8,9 @@ import numpy as np
 import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.trial import create_trial
+from optuna.trial import TrialState, create_trial
 
+from autoprune.errors import UserError
 from autoprune.search.acquisition import expected_improvement, probability_below
 from autoprune.search.beliefs import Beliefs, coordinates
 from autoprune.search.front import hypervolume
@@ -17,7 +18,8 @@ from autoprune.search.gaussian_process import GaussianProcess, negative_log_post
 from autoprune.search.history import HistoryReader
 from autoprune.search.model_sampler import ModelSampler
 from autoprune.search.neighbour import random_vector
-from autoprune.search.settings import PENDING
+from autoprune.search.sampler import make_sampler
+from autoprune.search.settings import PENDING, SamplerSettings
 from tests.test_space import space
 
 
@@ -255,3 +257,24 @@ def test_a_long_study_is_asked_from_a_limited_model() -> None:
     began = time.process_time()
     assert key(study.ask(fixed_distributions=HERE.distributions)) not in known
     assert time.process_time() - began < 10  # a Cholesky factor of 2,000 rows a step of the fit takes minutes
+
+
+def test_out_of_memory_is_learnt_and_does_not_end_the_study() -> None:
+    study = told_study(ModelSampler(HERE, startup=4, seed=0, pending="believer"), 8)
+    failed = set()
+    for _ in range(6):
+        trial = study.ask(fixed_distributions=HERE.distributions)
+        trial.set_constraint("memory_mb", 4000.0)
+        study.tell(trial, state=TrialState.FAIL)
+        failed.add(key(trial))
+    assert len(failed) == 6 and key(study.ask(fixed_distributions=HERE.distributions)) not in failed
+
+
+def test_running_trials_are_bad_to_tpe_unless_ignored() -> None:
+    samplers = [make_sampler(HERE, SamplerSettings("tpe", pending=pending), 0) for pending in PENDING]
+    assert [sampler._constant_liar for sampler in samplers] == [True, True, False]
+
+
+def test_an_unknown_way_to_take_running_trials_is_refused() -> None:
+    with pytest.raises(UserError, match="unknown sampler.pending 'fantasy'; choose from believer, liar, none"):
+        SamplerSettings(pending="fantasy")

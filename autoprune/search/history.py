@@ -40,6 +40,11 @@ class History:
         """Returns how many told trials have values."""
         return sum(trial.point is not None for trial in self.told)
 
+    def first(self, count: int) -> list[Told]:
+        """Returns what was told until `count` trials had values."""
+        ends = [place for place, trial in enumerate(self.told) if trial.point is not None]
+        return self.told[: ends[count - 1] + 1]
+
 
 @dataclass
 class HistoryReader:
@@ -77,10 +82,9 @@ def best(told: list[Told]) -> list[Told]:
 def selected(told: list[Told], most: int) -> list[Told]:
     """Returns at most `most` trials in the order given: half of them those of least loss above the front at their latency,
     the others spread evenly over the rest, so that a model of them knows what lies far from the front too."""
-    front = best(told)
-    if len(told) <= most or not front:
-        return told[-most:]
-    latencies, losses = np.array([trial.point for trial in front]).T
+    if len(told) <= most:
+        return told
+    latencies, losses = np.array([trial.point for trial in best(told)] or [(0.0, 0.0)]).T
     points = np.array([trial.point or (0.0, math.inf) for trial in told])
     beside = np.searchsorted(latencies, points[:, 0], side="right") - 1
     order = np.argsort(points[:, 1] - losses[beside.clip(0)], kind="stable")

@@ -69,9 +69,9 @@ class ModelSampler(BaseSampler):
         return self._fallback.sample_independent(study, trial, param_name, param_distribution)
 
     def _parameters(self, study: Study, history: History) -> Parameters:
-        count = int(GROWTH ** math.floor(math.log(len(history.told), GROWTH)))
+        count = int(GROWTH ** math.floor(math.log(history.valued, GROWTH)))
         if self._fits.get(study, (0, None))[0] != count:
-            told = selected(history.told[:count], MODELLED)
+            told = selected(history.first(count), MODELLED)
             self._fits[study] = count, Beliefs(told, self._space.distributions).parameters
         return self._fits[study][1]
 
