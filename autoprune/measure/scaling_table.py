@@ -9,5 +9,5 @@ def scaling_table(rows: Mapping[str, Mapping[str, Mapping]]) -> Iterator[str]:
     for name, by_workers in rows.items():
         for workers, row in by_workers.items():
             share = f"{row['trials'][-1]:.3f} ({row['lowest'][-1]:.3f} to {row['highest'][-1]:.3f})"
-            ask = f"{row['ask']['median']:.3f}, at most {row['ask']['most']:.2f}"
+            ask = f"{row['ask']['mean']:.3f}, at most {row['ask']['most']:.2f}"
             yield f"{name:10s} {workers:>7s} {len(row['trials']):>6d} {row['minutes'][-1]:8.1f} {share:>22s} {ask:>22s}"
