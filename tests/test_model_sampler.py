@@ -218,9 +218,7 @@ def test_an_ask_follows_from_seed_and_history_whoever_asks() -> None:
     def asked(*, seed: int, fresh: bool) -> list[str]:
         study, keys = told_study(ModelSampler(HERE, startup=10, seed=seed), 12), []
         for number in range(6):
-            study.sampler = (
-                ModelSampler(HERE, startup=10, seed=seed, pending="believer") if fresh or not number else study.sampler
-            )
+            study.sampler = ModelSampler(HERE, startup=10, seed=seed) if fresh or not number else study.sampler
             trial = study.ask(fixed_distributions=HERE.distributions)
             keys.append(key(trial))
             if number % 2:
@@ -248,7 +246,7 @@ def test_what_runs_moves_the_next_ask_unless_it_counts_for_nothing() -> None:
 
 
 def test_a_long_study_is_asked_from_a_limited_model() -> None:
-    study = told_study(ModelSampler(HERE, startup=10, seed=0, pending="believer"), 0)
+    study = told_study(ModelSampler(HERE, startup=10, seed=0), 0)
     rng, known = np.random.default_rng(0), set()
     for _ in range(2000):
         vector = random_vector(HERE, rng)
@@ -260,7 +258,7 @@ def test_a_long_study_is_asked_from_a_limited_model() -> None:
 
 
 def test_out_of_memory_is_learnt_and_does_not_end_the_study() -> None:
-    study = told_study(ModelSampler(HERE, startup=4, seed=0, pending="believer"), 8)
+    study = told_study(ModelSampler(HERE, startup=4, seed=0), 8)
     failed = set()
     for _ in range(6):
         trial = study.ask(fixed_distributions=HERE.distributions)

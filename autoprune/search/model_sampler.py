@@ -41,7 +41,7 @@ class ModelSampler(BaseSampler):
     trials, up to a number that grows by GROWTH.
     """
 
-    def __init__(self, space: SearchSpace, *, startup: int, seed: int, pending: str = "none") -> None:
+    def __init__(self, space: SearchSpace, *, startup: int, seed: int, pending: str = "believer") -> None:
         self._space, self._startup, self._seed, self._pending = space, startup, seed, pending
         self._fallback = RandomSampler(seed=seed)
         self._readers: WeakKeyDictionary[Study, HistoryReader] = WeakKeyDictionary()
