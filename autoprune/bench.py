@@ -30,11 +30,12 @@ from autoprune.measure.memory_check import MemoryCase, check_memory
 from autoprune.measure.overhead import OverheadCase, measure_overhead
 from autoprune.measure.scale_table import memory_table, scale_table
 from autoprune.measure.scales import measure_scales
+from autoprune.measure.scaling_table import scaling_table
 from autoprune.policy import Policy, policy_files, token_count
 from autoprune.rules import BranchRule, ScalePruning
 
 USAGE = "python -m autoprune.bench batch=16 policies=outputs/tiny-unified/policies"
-SUITES = ("policies", "overhead", "loading", "search", "scales", "memory", "bars")
+SUITES = ("policies", "overhead", "loading", "search", "scaling", "scales", "memory", "bars")
 PROMPT = "a red circle left of a striped blue square"
 
 
@@ -43,10 +44,10 @@ class Choices(LoadArguments):
     """The command line. `policies` is a policy file or a folder of them, timed beside the built-in probes.
 
     `suite` policies times whole generations of a backbone, overhead the selection and restoration of one large scale, loading
-    measures host memory while a synthetic sharded checkpoint of 1 GB is read, search compares samplers (six minutes),
-    scales reports FLOPs, time and memory of every scale (`presets=true`: of every preset too), memory compares predictions,
-    bars checks what runtime and search must reach, at sizes of its own whatever `backbone` and `batch` say (eight minutes). The
-    record goes to the file `json`.
+    measures host memory while a synthetic sharded checkpoint of 1 GB is read, search compares samplers (six minutes), scaling
+    does so for up to 256 simulated workers (ten minutes), scales reports FLOPs, time and memory of every scale (`presets=true`:
+    of every preset too), memory compares predictions, bars checks what runtime and search must reach, at sizes of its own
+    whatever `backbone` and `batch` say (eight minutes). The record goes to the file `json`.
     """
 
     batch: int = 16
@@ -134,7 +135,7 @@ def _bench(choices: Choices) -> str:
         "rounds": choices.rounds,
     }
     suites = {"policies": _policies, "overhead": _overhead, "loading": _loading, "search": _search}
-    suites |= {"scales": _scales, "memory": _memory, "bars": _bars}
+    suites |= {"scaling": _scaling, "scales": _scales, "memory": _memory, "bars": _bars}
     record |= suites[choices.suite](choices)
     path = Path(choices.json)
     try:
@@ -185,11 +186,18 @@ def _search(choices: Choices) -> dict[str, object]:
     backbone, case = choices.load(), SamplerCase(batch=choices.batch)
     record = measure_samplers(backbone, case)
     save_sampler_plot(record, Path(choices.json).with_suffix(".png"))
-    return record | {
-        "what": "hypervolume after each trial / that of all trials here, median over seeds",
-        "machine": device_identity(backbone.device, backbone.dtype),
-        "case": asdict(case),
-    }
+    what = "hypervolume after each trial / that of all trials here, median over seeds"
+    return record | {"what": what, "machine": device_identity(backbone.device, backbone.dtype), "case": asdict(case)}
+
+
+def _scaling(choices: Choices) -> dict[str, object]:
+    from autoprune.search.scaling_bench import ScalingCase, measure_scaling
+    from autoprune.search.scaling_plot import save_scaling_plot
+
+    check_writable(Path(choices.json).parent, what="json", remedy="choose another file")
+    record = measure_scaling(ScalingCase())
+    save_scaling_plot(record, Path(choices.json).with_suffix(".png"))
+    return record | {"machine": device_identity(torch.device("cpu"), torch.float32)}
 
 
 def _scales(choices: Choices) -> dict[str, object]:
@@ -274,6 +282,7 @@ def _table(record: dict) -> str:
         end, seconds = curve["trials"][-1], curve["seconds"][-1]
         lines.append(f"  {name:8s} {end:.3f} after {len(curve['trials'])} trials, {seconds:.0f} s; 0.9 after {reached} trials")
     lines += scale_table(record["scales"]) if "scales" in record else []
+    lines += scaling_table(record["scaling"]) if "scaling" in record else []
     lines += memory_table(record["memory"]) if "memory" in record else []
     lines += bars_table(record["bars"]) if "bars" in record else []
     lines += [f"left out: {sentence}" for sentence in record.get("left_out", ())]

@@ -87,6 +87,7 @@ def test_every_backbone_sampler_and_latency_has_its_file():
         ("+budget.trial=3", "unknown setting 'budget.trial'; "),
         ("backbone=nope", "unknown backbone 'nope'; choose from "),
         ("sampler=foo", "unknown sampler 'foo'; choose from gp, nsga2, random, tpe."),
+        ("sampler.pending=foo", "unknown sampler.pending 'foo'; choose from believer, liar, none."),
         ("search_spaces=foo", "unknown search_spaces 'foo'; choose from faststar, fastvar, "),
         ("samplers=gp", "unknown setting 'samplers'; choose from "),
         ("budget.trials=many", "budget.trials must be a valid integer, got 'many'."),

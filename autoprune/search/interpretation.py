@@ -5,7 +5,7 @@ and a dimension is read only where it changes the policy, so that the reads say 
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 from autoprune.policy import BranchRule, Grid, Policy, ScalePruning, kept_count, token_count
 from autoprune.rules import CACHED_RESTORERS, LATENT_SCORERS, ZEROING_RESTORERS, KeyRule, ProbeRule, StopRule
@@ -171,7 +171,7 @@ class Interpreter:
 
     def _fields(self, shape: _Shape, first: int, guidance: BranchRule, *, grouped: bool) -> dict[str, object]:
         """Returns what all pruned scales have in common, `first` being the first of them."""
-        fields: dict[str, object] = asdict(shape) | self._restoration(shape, first)
+        fields: dict[str, object] = vars(shape) | self._restoration(shape, first)
         if shape.granularity == "sublayer":
             fields["layers"] = (int(self.read["exempt_first"]), self.target.depth - 1 - int(self.read["exempt_last"]))
             fields["sublayers"] = tuple(str(self.read["sublayers"]).split("+"))

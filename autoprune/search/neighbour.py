@@ -1,6 +1,6 @@
 """Vectors drawn at random and near others: what the model sampler chooses from, and what replaces a repeated ask."""
 
-from collections.abc import Container, Sequence
+from collections.abc import Collection, Container, Sequence
 
 import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution
@@ -14,21 +14,24 @@ NEAR_SHARE = 2 / 3  # the rest is drawn anywhere: a sampler that repeats itself 
 
 def random_vector(space: SearchSpace, rng: np.random.Generator) -> Vector:
     """Returns a vector drawn uniformly."""
-    return {name: _draw(distribution, rng) for name, distribution in space.distributions.items()}
+    places = rng.random(len(space.distributions)).tolist()
+    pairs = zip(space.distributions.items(), places, strict=True)
+    return {name: _at(distribution, place) for (name, distribution), place in pairs}
 
 
-def mutated(space: SearchSpace, vector: Vector, rng: np.random.Generator) -> Vector:
-    """Returns the vector with one to three dimensions drawn anew, mostly of those that its policy uses."""
+def mutated(space: SearchSpace, vector: Vector, rng: np.random.Generator, *, used: Collection[str] | None = None) -> Vector:
+    """Returns the vector with one to three dimensions drawn anew, mostly of those that its policy uses (`used`, if known)."""
     flat = space.distributions
-    used = space.used(vector) if rng.random() < USED_SHARE else frozenset(flat)
-    names = [name for name in flat if name in used] or list(flat)
-    names = rng.choice(names, size=rng.integers(1, min(4, len(names) + 1)), replace=False)
-    return {**vector, **{name: _draw(flat[name], rng) for name in names}}
+    of = (space.used(vector) if used is None else used) if rng.random() < USED_SHARE else flat
+    names = [name for name in flat if name in of] or list(flat)
+    drawn = rng.permutation(len(names))[: rng.integers(1, min(4, len(names) + 1))].tolist()
+    return {**vector, **{names[index]: _at(flat[names[index]], rng.random()) for index in drawn}}
 
 
 def crossed(first: Vector, second: Vector, rng: np.random.Generator) -> Vector:
     """Returns the first vector with each dimension taken from the second with even odds."""
-    return {name: second[name] if rng.random() < 0.5 else value for name, value in first.items()}
+    taken = (rng.random(len(first)) < 0.5).tolist()
+    return {name: second[name] if take else value for (name, value), take in zip(first.items(), taken, strict=True)}
 
 
 def unseen_neighbour(space: SearchSpace, front: Sequence[Vector], *, known: Container[str], seed: int) -> Vector | None:
@@ -45,9 +48,10 @@ def unseen_neighbour(space: SearchSpace, front: Sequence[Vector], *, known: Cont
     return None
 
 
-def _draw(distribution: BaseDistribution, rng: np.random.Generator) -> float | int | str:
+def _at(distribution: BaseDistribution, place: float) -> float | int | str:
+    """Returns the value at a place in [0, 1) of all that the distribution has, each as wide as the others."""
     if isinstance(distribution, CategoricalDistribution):
-        return distribution.choices[rng.integers(len(distribution.choices))]
+        return distribution.choices[int(place * len(distribution.choices))]
     steps = round((distribution.high - distribution.low) / distribution.step)
-    value = distribution.low + distribution.step * int(rng.integers(steps + 1))
-    return int(value) if isinstance(distribution.low, int) else min(round(value, 9), distribution.high)
+    value = distribution.low + distribution.step * int(place * (steps + 1))
+    return value if isinstance(distribution.low, int) else min(round(value, 9), distribution.high)

@@ -14,11 +14,11 @@ NSGA2_POPULATION = 20
 
 
 def _gp(space: SearchSpace, settings: SamplerSettings, seed: int) -> BaseSampler:
-    return ModelSampler(space, startup=settings.startup, seed=seed)
+    return ModelSampler(space, startup=settings.startup, seed=seed, pending=settings.pending)
 
 
 def _tpe(space: SearchSpace, settings: SamplerSettings, seed: int) -> BaseSampler:
-    return TPESampler(seed=seed, n_startup_trials=settings.startup)
+    return TPESampler(seed=seed, n_startup_trials=settings.startup, constant_liar=settings.pending != "none")
 
 
 def _nsga2(space: SearchSpace, settings: SamplerSettings, seed: int) -> BaseSampler:

@@ -14,20 +14,28 @@ from autoprune.search.space_file import SpaceDefinition
 QUALITIES = ("scenes", "fidelity")
 AUTO = "auto"
 SAMPLERS = ("gp", "tpe", "nsga2", "random")
+PENDING = ("believer", "liar", "none")
 LATENCIES = ("table", "measured")
 STORAGES = {"journal": "", "postgresql": "postgresql", "grpc": "grpc://"}  # and how their addresses begin
 
 
 @dataclass(frozen=True)
 class SamplerSettings:
-    """`startup` trials, presets included, are drawn before the model of `gp` or `tpe` is used."""
+    """`startup` trials, presets included, are drawn before the model of `gp` or `tpe` is used.
+
+    `pending` is what their models take the trials of other workers for that still run: told with what the model believes of
+    them (`believer`), told with bad values (`liar`), or nothing (`none`). To tpe both are bad values.
+    """
 
     name: str = "gp"
     startup: int = 28
+    pending: str = "believer"
 
     def __post_init__(self) -> None:
         if self.name not in SAMPLERS:
             raise unknown_name("sampler", self.name, SAMPLERS)
+        if self.pending not in PENDING:
+            raise unknown_name("sampler.pending", self.pending, PENDING)
         _at_least("sampler.startup", self.startup, 1)
 
 
