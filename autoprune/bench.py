@@ -35,7 +35,7 @@ from autoprune.policy import Policy, policy_files, token_count
 from autoprune.rules import BranchRule, ScalePruning
 
 USAGE = "python -m autoprune.bench batch=16 policies=outputs/tiny-unified/policies"
-SUITES = ("policies", "overhead", "loading", "search", "scaling", "scales", "memory", "bars")
+SUITES = ("policies", "overhead", "loading", "search", "scaling", "storage", "scales", "memory", "bars")
 PROMPT = "a red circle left of a striped blue square"
 
 
@@ -45,9 +45,10 @@ class Choices(LoadArguments):
 
     `suite` policies times whole generations of a backbone, overhead the selection and restoration of one large scale, loading
     measures host memory while a synthetic sharded checkpoint of 1 GB is read, search compares samplers (six minutes), scaling
-    does so for up to 256 simulated workers (ten minutes), scales reports FLOPs, time and memory of every scale (`presets=true`:
-    of every preset too), memory compares predictions, bars checks what runtime and search must reach, at sizes of its own
-    whatever `backbone` and `batch` say (eight minutes). The record goes to the file `json`.
+    does so for up to 256 simulated workers (ten minutes), storage times the journal and the PostgreSQL server at `url`, scales
+    reports FLOPs, time and memory of every scale (`presets=true`: of every preset too), memory compares predictions, bars
+    checks what runtime and search must reach, at sizes of its own whatever `backbone` and `batch` say (eight minutes). The
+    record goes to the file `json`.
     """
 
     batch: int = 16
@@ -56,6 +57,7 @@ class Choices(LoadArguments):
     presets: str = ""
     json: str = "outputs/bench.json"
     suite: str = "policies"
+    url: str = ""
 
     def __post_init__(self) -> None:
         if self.suite not in SUITES:
@@ -134,8 +136,8 @@ def _bench(choices: Choices) -> str:
         "batch": choices.batch,
         "rounds": choices.rounds,
     }
-    suites = {"policies": _policies, "overhead": _overhead, "loading": _loading, "search": _search}
-    suites |= {"scaling": _scaling, "scales": _scales, "memory": _memory, "bars": _bars}
+    suites = {"policies": _policies, "overhead": _overhead, "loading": _loading, "scales": _scales, "memory": _memory}
+    suites |= {"bars": _bars, **dict.fromkeys(("search", "scaling", "storage"), _searching)}
     record |= suites[choices.suite](choices)
     path = Path(choices.json)
     try:
@@ -179,25 +181,14 @@ def _loading(choices: Choices) -> dict[str, object]:
     }
 
 
-def _search(choices: Choices) -> dict[str, object]:
-    from autoprune.search.sampler_bench import SamplerCase, measure_samplers
-    from autoprune.search.sampler_plot import save_sampler_plot
-
-    backbone, case = choices.load(), SamplerCase(batch=choices.batch)
-    record = measure_samplers(backbone, case)
-    save_sampler_plot(record, Path(choices.json).with_suffix(".png"))
-    what = "hypervolume after each trial / that of all trials here, median over seeds"
-    return record | {"what": what, "machine": device_identity(backbone.device, backbone.dtype), "case": asdict(case)}
-
-
-def _scaling(choices: Choices) -> dict[str, object]:
-    from autoprune.search.scaling_bench import ScalingCase, measure_scaling
-    from autoprune.search.scaling_plot import save_scaling_plot
+def _searching(choices: Choices) -> dict[str, object]:
+    from autoprune.search.bench_suites import scaling_suite, search_suite, storage_suite
 
     check_writable(Path(choices.json).parent, what="json", remedy="choose another file")
-    record = measure_scaling(ScalingCase())
-    save_scaling_plot(record, Path(choices.json).with_suffix(".png"))
-    return record | {"machine": device_identity(torch.device("cpu"), torch.float32)}
+    plot = Path(choices.json).with_suffix(".png")
+    if choices.suite == "storage":
+        return storage_suite(choices.url)
+    return scaling_suite(plot) if choices.suite == "scaling" else search_suite(choices.load(), batch=choices.batch, plot=plot)
 
 
 def _scales(choices: Choices) -> dict[str, object]:
@@ -283,6 +274,10 @@ def _table(record: dict) -> str:
         lines.append(f"  {name:8s} {end:.3f} after {len(curve['trials'])} trials, {seconds:.0f} s; 0.9 after {reached} trials")
     lines += scale_table(record["scales"]) if "scales" in record else []
     lines += scaling_table(record["scaling"]) if "scaling" in record else []
+    if "storages" in record:
+        from autoprune.search.storage_bench import storage_table
+
+        lines += storage_table(record["storages"])
     lines += memory_table(record["memory"]) if "memory" in record else []
     lines += bars_table(record["bars"]) if "bars" in record else []
     lines += [f"left out: {sentence}" for sentence in record.get("left_out", ())]

@@ -20,6 +20,7 @@ from autoprune.backbones import load_backbone
 from autoprune.errors import UserError
 from autoprune.search.settings import StorageSettings
 from autoprune.search.storage import PatientStorage, open_storage, shown
+from autoprune.search.storage_bench import StorageCase, measure_storages, storage_table
 
 
 @pytest.mark.parametrize(
@@ -137,3 +138,15 @@ def test_a_study_is_refused_by_another_device_also_where_folders_differ(tmp_path
             other = load_backbone("tiny", weights="random", dtype="bfloat16")
             search(replace(settings(tmp_path / "two", trials=2), storage=storage), other, FormulaEvaluator(6))
         assert time.monotonic() - began < 60
+
+
+def test_the_benchmark_times_what_a_study_stores(tmp_path: Path) -> None:
+    case = StorageCase(workers=(2,), trials=6)
+    with postgres_server() as server:
+        storages = {"journal": StorageSettings(), "postgresql": StorageSettings("postgresql", server.url)}
+        record = measure_storages(case, storages)
+    for row in (by_workers["2"] for by_workers in record["storages"].values()):
+        assert row["trials"] == 6 and row["errors"] == [] and 0 < row["median"] <= row["p95"]
+        assert row["share"] == pytest.approx(row["mean"] / 10) and 0 < row["throughput"] < 6 / (3 * case.objective)
+    lines = storage_table(record["storages"])
+    assert len(lines) == 3 and lines[2].split()[:2] == ["postgresql", "2"]

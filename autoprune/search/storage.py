@@ -72,12 +72,14 @@ class PatientStorage(BaseStorage):
     """Passes every call on to `storage`; while its server does not answer, waits up to `patience` seconds and tries again.
 
     A call that was answered by nothing may have been carried out. Trying again is then harmless but for a trial created twice:
-    nobody holds the first, and it is given up like that of a dead worker. `outages` counts the calls that had to wait.
+    nobody holds the first, and it is given up like that of a dead worker. `outages` counts the calls that had to wait,
+    `seconds` are those spent in calls.
     Raises UserError when patience ends.
     """
 
     def __init__(self, storage: BaseStorage, *, patience: float) -> None:
-        self.storage, self.patience, self.outages, self._lock = storage, patience, 0, threading.Lock()
+        self.storage, self.patience, self._lock = storage, patience, threading.Lock()
+        self.outages, self.seconds = 0, 0.0
 
     def _call(self, call: Callable[[], object]) -> object:
         began, tries = time.monotonic(), 0
@@ -113,7 +115,11 @@ class PatientStorage(BaseStorage):
 
 def _passed_on(name: str) -> Callable[..., object]:
     def method(self: PatientStorage, *args: object, **kwargs: object) -> object:
-        return self._call(lambda: getattr(self.storage, name)(*args, **kwargs))
+        began = time.perf_counter()
+        try:
+            return self._call(lambda: getattr(self.storage, name)(*args, **kwargs))
+        finally:
+            self.seconds += time.perf_counter() - began
 
     method.__name__ = name
     return method
