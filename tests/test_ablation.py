@@ -36,7 +36,7 @@ def drawn(count: int) -> list[tuple[dict, TrialRecord]]:
 
 
 def test_importance_goes_to_what_decides_an_objective() -> None:
-    rows = {row.name: row for row in dimension_rows(SPACE, drawn(200))}
+    rows = {row.name: row for row in dimension_rows(SPACE, drawn(400))}
     assert set(rows) == set(SPACE.distributions)
     assert max(rows.values(), key=lambda row: row.latency).name == "skip_last" and rows["skip_last"].latency > 0.5
     assert max(rows.values(), key=lambda row: row.loss).name == "pruned_scales" and rows["pruned_scales"].loss > 0.5

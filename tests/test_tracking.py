@@ -163,3 +163,15 @@ def test_one_failure_costs_that_record_alone(no_key, tmp_path, monkeypatch):
     assert [line for line in lines if "ZeroDivisionError" in line] == lines[1:]
     (path,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     assert [row["_step"] for row in history(records(path))] == [0, 2]
+
+
+def test_trials_that_end_out_of_order_are_all_recorded(no_key, tmp_path):
+    trials = study_result(tmp_path).trials
+    order = [trials[number] for number in (0, 2, 1, 4, 3)]
+    tracker = WandbTracker(tmp_path, project="autoprune", settings={}, say=str)
+    for count, trial in enumerate(order, start=1):
+        tracker.trial_done(trial, trials=order[:count])
+    tracker.close()
+    wandb.teardown()
+    (path,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    assert [(row["_step"], row["trial/number"]) for row in history(records(path))] == list(enumerate((0, 2, 1, 4, 3)))

@@ -60,7 +60,7 @@ class NullTracker:
 
 
 class WandbTracker(NullTracker):
-    """One W&B run whose step is the trial number; it begins with the first trial it is told.
+    """One W&B run whose step counts trials as they end, whoever evaluates them; it begins with the first trial it is told.
 
     `directory` is the study folder; its name is the run's. `settings` is the configuration as plain data. Without an
     API key (environment or netrc) the run is offline. `say` gets the one line that tells so, or that W&B failed.
@@ -82,7 +82,7 @@ class WandbTracker(NullTracker):
                 }
             if dimensions:
                 values["dimensions"] = _dimension_table(dimensions)
-            self._started().log(values, step=record.number)
+            self._started().log(values, step=len(trials) - 1)
 
         self._guarded(send)
 
@@ -184,6 +184,7 @@ def _trial_values(record: TrialRecord, trials: Sequence[TrialRecord]) -> dict[st
     """Returns the numbers of a trial, and how far the study has come with it."""
     front = search_front(trials)
     return {f"trial/{key}": value for key, value in _numbers(record).items()} | {
+        "trial/number": record.number,
         "trial/feasible": int(record.feasible),
         "study/best_speed_up": max((trial.measurement.speed_up for trial in front), default=1.0),
         "study/front_members": len(front),
