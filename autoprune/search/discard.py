@@ -21,10 +21,10 @@ def discard_reason(first: Measurement, rivals: Collection[Measurement], quality:
     beyond = _beyond_budget(first, quality)
     if beyond:
         return beyond
-    if any(rival.loss == first.loss and rival.latency * (1 - LATENCY_MARGIN) < first.latency for rival in rivals):
+    if any(rival.loss == first.loss and _relative(rival) * (1 - LATENCY_MARGIN) < _relative(first) for rival in rivals):
         return "the same images as a known policy's on the first prompts, and no faster"
-    latency, loss = first.latency * (1 - LATENCY_MARGIN), first.loss * (1 - LOSS_MARGIN)
-    if any(rival.latency < latency and rival.loss < loss for rival in rivals):
+    latency, loss = _relative(first) * (1 - LATENCY_MARGIN), first.loss * (1 - LOSS_MARGIN)
+    if any(_relative(rival) < latency and rival.loss < loss for rival in rivals):
         return "slower and further from dense than a known policy on the first prompts"
     return ""
 
@@ -45,3 +45,8 @@ def _beyond_budget(first: Measurement, quality: QualitySettings) -> str:
     if (lost - 1) / quality.prompts > quality.max_score_drop:
         return f"{lost:.0f} of {first.prompts} prompts lost; the score drop cannot stay within {quality.max_score_drop:g}"
     return ""
+
+
+def _relative(measurement: Measurement) -> float:
+    """Returns latency relative to dense of the same worker: devices of one kind differ by a few per cent."""
+    return measurement.latency / measurement.dense_latency

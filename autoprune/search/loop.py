@@ -72,9 +72,7 @@ class StudyLoop:
         self.publication.progress.step()
         with self.interrupts.finishing():  # libraries that are interrupted in a lock raise what they like
             self._sync()
-            while not self._is_over():
-                if self.interrupts.requested or self.crew.is_left():
-                    raise KeyboardInterrupt
+            while not self._is_stopped() and not self._is_over():
                 if self._spent() + len(self.study.running()) < self.settings.budget.trials and self._may_ask():
                     self._one_trial()
                 else:
@@ -132,6 +130,12 @@ class StudyLoop:
                     self.known.setdefault(record.policy.key(), record)
         reference = next((trial.measurement for trial in self.trials if trial.preset == "dense"), None)
         self.result = replace(self.result, dense=reference or self.dense)
+
+    def _is_stopped(self) -> bool:
+        """Returns False; raises KeyboardInterrupt where somebody wants this worker to stop."""
+        if self.interrupts.requested or self.crew.is_left():
+            raise KeyboardInterrupt
+        return False
 
     def _is_over(self) -> bool:
         """Returns whether this worker has nothing more to do: the leader waits until nobody evaluates anything."""

@@ -24,7 +24,8 @@ from autoprune.search.publication import TABLE_FILE
 from autoprune.search.quality import make_quality
 from autoprune.search.records import StudyResult
 from autoprune.search.report_page import PageDetails, Pictures, save_report_page, scale_times
-from autoprune.search.settings import StudySettings
+from autoprune.search.settings import StorageSettings, StudySettings
+from autoprune.search.storage import JOURNAL_FILE, shown
 from autoprune.search.study_points import study_points
 from autoprune.search.tables import relative
 from autoprune.search.tracking import ReportFiles
@@ -52,9 +53,8 @@ def write_page(
     result: StudyResult, backbone: Backbone, settings: StudySettings, *, command: str, pictures: Pictures | None = None
 ) -> Path:
     """Writes report.html, also for a study that was stopped after its first trial, and returns its path."""
-    details = PageDetails(
-        _conditions(result, backbone, settings), _commands(result, command), scale_times(result, _table(result)), pictures
-    )
+    commands, times = _commands(result, command, settings.storage), scale_times(result, _table(result))
+    details = PageDetails(_conditions(result, backbone, settings), commands, times, pictures)
     return save_report_page(result, details, result.directory / "report.html")
 
 
@@ -119,14 +119,16 @@ def _states(result: StudyResult) -> dict[str, int]:
     return {state: states.count(state) for state in dict.fromkeys(states)}
 
 
-def _commands(result: StudyResult, command: str) -> dict[str, str]:
+def _commands(result: StudyResult, command: str, storage: StorageSettings) -> dict[str, str]:
     folder = shlex.quote(relative(result.directory))
     commands = {"Search again, or go on with a stopped search (set study.name for a new one)": command}
     for point in (point for point in study_points(result) if point.tiers):
         file = f"{folder}/policies/{point.tiers[-1]}.json"
         commands[f"Measure {point.label} here, beside the numbers of its file"] = f"python -m autoprune.verify policy={file}"
         commands[f"An image with {point.label}"] = f'python -m autoprune.generate policy={file} prompt="..."'
-    return commands | {"Watch its trials (pip install optuna-dashboard)": f"optuna-dashboard {folder}/study.journal"}
+    place = f"{folder}/{JOURNAL_FILE}" if storage.url is None else shown(storage)
+    watch = {"Watch its trials (pip install optuna-dashboard)": f"optuna-dashboard {place}"}
+    return commands if storage.name == "grpc" else commands | watch
 
 
 def _table(result: StudyResult) -> LatencyTable | None:

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
@@ -230,11 +230,7 @@ class SharedStudy:
             self._study.tell(number, values, skip_if_finished=True)
 
     def _lost(self, trial: FrozenTrial, note: str) -> TrialRecord:
-        policy = trial.user_attrs.get(POLICY)
-        policy = (
-            self._space.policy(trial.params) if policy is None else Policy.from_json(policy, source=f"trial {trial.number}")
-        )
-        return TrialRecord(trial.number, source_of(trial), policy, None, False, "failed", 0.0, note=note)
+        return replace(TrialRecord.begun(trial.number, source_of(trial), self._policy(trial)), note=note)
 
     def _in(self, state: TrialState) -> list[FrozenTrial]:
         return [trial for trial in self._trials if trial.state == state]
