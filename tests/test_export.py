@@ -47,6 +47,7 @@ def test_an_exported_policy_carries_sampling_study_and_code(tmp_path):
     sampling = {"guidance": [3.0, 2.0], "temperature": 0.5}
     trial = TrialRecord(4, "sampler", policy(0.5, 0.25), measured(1.5, 0.1), True, "complete", 1.0)
     with StudyFolder(tmp_path / "mine", {"sampling": sampling, "weights": "abc", "space": "unified"}) as folder:
+        folder.claim()
         path = export_policy(folder, trial, {"device": "cpu"}, tier="high", rule="the rule")
     found = Policy.load(path).provenance
     assert (found["study"], found["trial"], found["sampling"], found["weights_sha256"]) == ("mine", 4, sampling, "abc")

@@ -145,7 +145,7 @@ def test_a_dense_model_of_broken_images_ends_before_any_trial(tmp_path: Path, ba
     config = replace(small(), directory=tmp_path)
     with pytest.raises(UserError, match=r"^every policy is compared with dense tiny, but: 2 of 2 images have values that "):
         search(config, backbone, None)
-    assert not (config.folder / "study.journal").exists()
+    assert not (config.folder / "trials.csv").exists()
 
 
 def test_a_policy_that_breaks_on_held_out_prompts_is_left_out(backbone, breaks, caplog: pytest.LogCaptureFixture) -> None:  # noqa: ANN001

@@ -102,4 +102,4 @@ def test_batch_of_two_equals_two_batches_of_one(job: Job) -> None:
         together = generate_latent(loaded, pair)
         for index, text in enumerate((request.text, other)):
             alone = generate_latent(loaded, replace(request, text=text, samples=(4 + index,)))
-            torch.testing.assert_close(together[index : index + 1], alone, rtol=0, atol=1e-5)
+            torch.testing.assert_close(together[index : index + 1], alone, rtol=2e-5, atol=1e-5)

@@ -22,7 +22,7 @@ def study() -> optuna.Study:
 def asked(study: optuna.Study, constraint: float | None = None) -> optuna.trial.Trial:
     trial = study.ask(fixed_distributions=HERE.distributions)
     if constraint is not None:
-        trial.set_constraint("memory", constraint)
+        trial.set_constraint("memory_mb", constraint)
     return trial
 
 

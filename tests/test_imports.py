@@ -35,7 +35,8 @@ LEVELS |= {
     "testbed": 4,
     "search": 5,
 }
-LEVELS |= dict.fromkeys(("generate", "bench", "calibrate", "calibrate_proxy", "compare", "production", "verify", "__main__"), 5)
+COMMANDS = ("generate", "bench", "calibrate", "calibrate_proxy", "compare", "production", "storage_proxy", "verify", "__main__")
+LEVELS |= dict.fromkeys(COMMANDS, 5)
 SEARCH_PACKAGES = ("optuna", "hydra", "omegaconf", "wandb", "torchmetrics", "pydantic", "rich", "PIL", "matplotlib")
 SEARCH_PACKAGES += ("sklearn", "scipy", "threadpoolctl", "transformers")
 

@@ -100,7 +100,7 @@ class StudyLoop:
         """Writes everything known so far and returns it."""
         trials = tuple(sorted(self.trials, key=lambda trial: trial.number))
         self.result = replace(self.result, trials=trials)
-        self.publication.save(self.result, self.evaluator.state())
+        self.publication.leave(self.result, self.evaluator.state())
         return self.result
 
     def _sync(self) -> None:

@@ -40,7 +40,7 @@ class Publication:
             self._tracker_broken = True
             _LOG.warning("tracker: %s: %s; the study goes on without it.", type(error).__name__, error)
 
-    def save(self, result: StudyResult, table: Mapping[str, object]) -> None:
+    def leave(self, result: StudyResult, table: Mapping[str, object]) -> None:
         """Writes everything known so far into the folder."""
         write_trials(self._folder, result.trials)
         if result.dense is not None:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from autoprune.files import whole_file
+
 _COLOURS = {"believer": "#2563eb", "liar": "#d97706", "none": "#059669", "random": "#6b7280"}
 _LABELS = {
     "believer": "gp, running trials believed",
@@ -43,7 +45,8 @@ def save_scaling_plot(record: Mapping[str, object], path: Path) -> Path:
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(loc="lower right", frameon=False, fontsize=9)
     canvas.draw()
-    figure.savefig(path)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary)
     return path
 
 

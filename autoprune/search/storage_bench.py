@@ -17,6 +17,7 @@ import numpy as np
 from optuna.samplers import RandomSampler
 
 from autoprune.backbones.schedules import scale_schedule
+from autoprune.files import write_whole
 from autoprune.search.folders import shipped_folder
 from autoprune.search.presence import Worker
 from autoprune.search.records import Measurement, TrialRecord
@@ -82,7 +83,7 @@ def _measured(case: StorageCase, settings: StorageSettings, workers: int) -> dic
         until = time.monotonic() + START_SECONDS
         while len(list(Path(folder).glob("ready-*"))) < workers and time.monotonic() < until:
             time.sleep(0.05)
-        Path(folder, "go").touch()
+        write_whole(Path(folder, "go"), "")
         shares = [job.result() for job in jobs]
     seconds = [took for share in shares for took in share.seconds]
     lasted = max(share.ended for share in shares) - min(share.began for share in shares)
@@ -104,7 +105,7 @@ def _worked(case: StorageCase, settings: StorageSettings, place: tuple[str, str,
     study = SharedStudy(storage, name=name, space=_space(case))
     study.use(RandomSampler(seed=rank))
     worker = Worker.here(str(rank))
-    Path(folder, f"ready-{rank}").touch()
+    write_whole(Path(folder, f"ready-{rank}"), "")
     while not Path(folder, "go").exists():
         time.sleep(0.01)
     seconds, errors, began = [], [], time.time()
