@@ -9,7 +9,7 @@ import autoprune
 
 PACKAGE = Path(autoprune.__file__).parent
 LEVELS = dict.fromkeys(
-    ("errors", "files", "noise", "rules", "validity", "policy", "policy_text", "policy_command", "arguments"), 0
+    ("errors", "files", "clips", "noise", "rules", "validity", "policy", "policy_text", "policy_command", "arguments"), 0
 )
 LEVELS |= {
     "pruning": 1,

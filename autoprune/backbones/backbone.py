@@ -10,6 +10,8 @@ from autoprune.backbones.decoding import DecodePlan, Decoding, decode, decode_pl
 from autoprune.backbones.family import Features, Schedule, Tokenizer, Transformer
 from autoprune.backbones.graphs import GraphCache
 from autoprune.errors import UserError, unknown_name
+from autoprune.policy import Policy
+from autoprune.pruning.plan import Plan, compile_plan
 
 GRAPHS = ("auto", "none")
 
@@ -18,12 +20,14 @@ GRAPHS = ("auto", "none")
 class Sampling:
     """How a generation samples. `guidance` and `temperature` are one number, or one a scale.
 
-    With `ramp` the guidance weight grows from 1 at the first scale to 1 + guidance at the last, as VAR and HART define it;
-    with `held_end` the last scale takes the weight of the one before, as HART's official code does.
-    `top_k` most probable values (0: all), then the most probable ones that together reach `top_p` (0: all), can be drawn.
-    `guidance_layers`: 0 guides the logits, -n the hidden state after the n-th block from the end. `negative` takes the place of
-    the unconditional text. `given[s]` [B, N, d] are bits (or [B, N] code numbers) that replace what the first scales draw.
-    `h_div_w` is height / width; `first_sample` numbers the batch, so that a split batch draws the same noise.
+    With `ramp` the guidance weight grows from 1 at the first scale to 1 + guidance at the last, as VAR and HART define it; with
+    `held_end` the last scale takes the weight of the one before, as HART's official code does. `top_k` most probable values (0:
+    all), then the most probable ones that together reach `top_p` (0: all), can be drawn. `guidance_layers`: 0 guides the
+    logits, -n the hidden state after the n-th block from the end; `projected` is the limit of projected guidance (guidance.py),
+    None for the plain one. `negative` takes the place of the unconditional text. `given[s]` [B, N, d] are bits (or [B, N] code
+    numbers) that replace what the first runs of scales draw. `h_div_w` is height / width, `frames` how many a video has, 1 for
+    an image, None for backbones that make images only; `first_sample` numbers the batch, so that a split batch draws the same
+    noise.
     """
 
     guidance: float | tuple[float, ...] = 3.0
@@ -33,9 +37,11 @@ class Sampling:
     top_k: int | tuple[int, ...] = 0
     top_p: float | tuple[float, ...] = 0.0
     guidance_layers: tuple[int, ...] = (0,)
+    projected: float | None = None
     negative: str = ""
     given: tuple[Tensor, ...] = ()
     h_div_w: float = 1.0
+    frames: int | None = None
     first_sample: int = 0
 
     def guidance_for(self, scales: int) -> tuple[float, ...]:
@@ -85,7 +91,8 @@ def _per_scale(name: str, value: float | tuple[float, ...], scales: int) -> tupl
 class Backbone:
     """Everything a generation reads. `revision` is the sha256 of the weights, empty for random ones.
 
-    `graphs` keeps CUDA graphs of the blocks between generations; None runs every kernel from Python.
+    `graphs` keeps CUDA graphs of the blocks between generations; None runs every kernel from Python. `caption` turns a prompt
+    into the text that the authors train with. `schedule_for` takes frames too where there are videos.
     """
 
     name: str
@@ -93,10 +100,11 @@ class Backbone:
     tokenizer: Tokenizer
     text_encoder: Callable[[Sequence[str]], Features]
     sampling: Sampling
-    schedule_for: Callable[[float], Schedule]
+    schedule_for: Callable[..., Schedule]
     revision: str = ""
     decoding: Decoding = Decoding()
     graphs: GraphCache | None = field(default=None, compare=False)
+    caption: Callable[[str, Sampling], str] | None = None
 
     @property
     def depth(self) -> int:
@@ -118,12 +126,27 @@ class Backbone:
         """Precision of the blocks."""
         return self.model.compute_dtype
 
-    def scale_schedule(self, h_div_w: float | None = None) -> Schedule:
-        """Returns the grids (t, h, w) for an aspect ratio, by default that of the sampling."""
-        return self.schedule_for(self.sampling.h_div_w if h_div_w is None else h_div_w)
+    def scale_schedule(self, h_div_w: float | None = None, frames: int | None = None) -> Schedule:
+        """Returns the grids (t, h, w) for an aspect ratio and a number of frames, by default those of the sampling."""
+        ratio = self.sampling.h_div_w if h_div_w is None else h_div_w
+        frames = self.sampling.frames if frames is None else frames
+        return self.schedule_for(ratio) if frames is None else self.schedule_for(ratio, frames)
+
+    def plan(self, policy: Policy | None, schedule: Schedule | None = None) -> Plan:
+        """Returns a policy (None: dense) compiled for a schedule, by default that of the sampling."""
+        schedule = self.scale_schedule() if schedule is None else schedule
+        return compile_plan(policy, schedule, self.depth, self.model.course(schedule))
+
+    def check_policy(self, policy: Policy, schedule: Schedule | None = None) -> None:
+        """Raises UserError unless the policy was made for this backbone and this schedule, by default that of the sampling."""
+        schedule = self.scale_schedule() if schedule is None else schedule
+        course = self.model.course(schedule)
+        policy.check_fits(self.name, self.depth, schedule, skippable=self.skippable, course=course)
 
     def sampled(self, **changes: object) -> "Backbone":
         """Returns the same backbone with other sampling defaults, fields of Sampling. Raises UserError for bad ones."""
+        if changes.get("frames") is not None and self.sampling.frames is None:
+            raise UserError(f"{self.name} makes images only, got frames={changes['frames']}; leave frames out.")
         backbone = replace(self, sampling=replace(self.sampling, **changes))
         scales = len(backbone.scale_schedule())
         for check in (backbone.sampling.guidance_for, backbone.sampling.temperature_for, backbone.sampling.limits_for):
@@ -137,12 +160,16 @@ class Backbone:
         used = wanted == "auto" and self.device.type == "cuda"
         return replace(self, graphs=GraphCache(self.device) if used else None)
 
-    def encode_text(self, prompts: Sequence[str]) -> Features:
-        """Encodes prompts for the transformer."""
-        return self.text_encoder(prompts)
+    def encode_text(self, prompts: Sequence[str], sampling: Sampling | None = None) -> Features:
+        """Encodes prompts for the transformer, in the authors' form for this sampling, by default its own."""
+        if self.caption is None:
+            return self.text_encoder(prompts)
+        return self.text_encoder([self.caption(prompt, sampling or self.sampling) for prompt in prompts])
 
     def decode(self, latent: Tensor) -> Tensor:
-        """Decodes latents [B, d, H, W] to float32 images [B, 3, h, w] in [0, 1]."""
+        """Decodes latents [B, d, H, W] to float32 images [B, 3, h, w] in [0, 1], or [B, d, T, H, W] to videos [B, 3, F, h,
+        w].
+        """
         return (decode(self.tokenizer, latent, self.decoding) + 1) / 2
 
     def decode_plan(self, latent: Tensor) -> DecodePlan:

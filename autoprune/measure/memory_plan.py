@@ -72,7 +72,7 @@ def predicted_peak(plan: Plan, backbone: Backbone, prompts: Sequence[str]) -> Me
     policy = plan.policy
     if policy.adaptive and policy.batch == "split":
         prompts = prompts[:1]
-    plan = compile_plan(_steady(policy), plan.schedule, plan.depth)
+    plan = compile_plan(_steady(policy), plan.schedule, plan.depth, plan.course)
     dry = _dry(backbone, prompts)
     _fill_caches(dry, plan, prompts)
     with AllocationTrace() as scales:

@@ -30,7 +30,7 @@ from autoprune.measure.latency import Timing, interleaved
 from autoprune.measure.memory import PeakMemory
 from autoprune.measure.memory_plan import compared_layouts, predicted_peak
 from autoprune.policy import Policy
-from autoprune.pruning.plan import Plan, ScalePlan, compile_plan
+from autoprune.pruning.plan import Plan, ScalePlan
 
 DENSE = "dense"
 CLASS_PROMPT = "7"
@@ -232,11 +232,9 @@ class _Report:
 
 
 def _plans(backbone: Backbone, policies: Mapping[str, Policy]) -> dict[str, Plan]:
-    schedule = backbone.scale_schedule()
     for policy in policies.values():
-        policy.check_fits(backbone.name, backbone.depth, schedule, skippable=backbone.skippable)
-    plans = {DENSE: compile_plan(None, schedule, backbone.depth)}
-    return plans | {name: compile_plan(policy, schedule, backbone.depth) for name, policy in policies.items()}
+        backbone.check_policy(policy)
+    return {DENSE: backbone.plan(None)} | {name: backbone.plan(policy) for name, policy in policies.items()}
 
 
 def _summed(watch: Stopwatch) -> dict[tuple[int, ...], float]:
