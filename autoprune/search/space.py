@@ -105,6 +105,8 @@ class SearchSpace:
     def _outcomes(self) -> tuple[Preset | str, ...]:
         outcomes: list[Preset | str] = []
         for setting in self.definition.presets:
+            if setting.videos and not self.target.moves:
+                continue
             try:
                 outcomes.append(self._preset(setting))
             except LeftOut as error:
@@ -139,7 +141,8 @@ def space_for(definition: SpaceDefinition, backbone: "Backbone") -> SearchSpace:
     """Returns the space on a loaded backbone, with its calibration if one fits."""
     schedule = backbone.scale_schedule()
     calibration = find_calibration(backbone.name, scale_schedule=fingerprint(schedule), weights=backbone.revision)
-    target = Target(backbone.name, backbone.depth, schedule, skippable=backbone.skippable)
+    course = backbone.model.course(schedule)
+    target = Target(backbone.name, backbone.depth, schedule, skippable=backbone.skippable, course=course)
     return SearchSpace(definition, target, calibration)
 
 
