@@ -92,6 +92,16 @@ class VideoTokenizer(nn.Module):
     def encode(self, frames: Tensor, *, seed: int = 0) -> Tensor:
         """Frames [B, 3, F, h, w] in [-1, 1], F = 1 or 4k + 1 -> features [B, bits, k + 1, h / 16, w / 16], drawn from the
         posterior by `seed` and sample. Raises UserError for other sizes."""
+        mean, logarithm = self.moments(frames).chunk(2, dim=1)
+        drawn = [standard_normal((seed, sample, 0), mean[0].numel(), stream="posterior") for sample in range(len(mean))]
+        noise = placed(torch.stack(drawn).view(mean.shape), mean.device)
+        features = mean + (logarithm.clamp(LEAST, MOST) / 2).exp() * noise
+        return _by_channel(self.proj_down, features) * self.scale_learnable_parameters[0]
+
+    def moments(self, frames: Tensor) -> Tensor:
+        """Frames as in `encode` -> means, then logarithms of variances of the posterior, [B, 2 * bits, k + 1, h / 16, w /
+        16].
+        """
         count, *sides = frames.shape[2:]
         if count % 4 != 1 or any(side % STRIDE for side in sides):
             raise UserError(
@@ -101,12 +111,9 @@ class VideoTokenizer(nn.Module):
         past: Past = {}
         first = count if count < FRAMES else FRAMES + count % FRAMES
         chunks = [frames[:, :, :first], *frames[:, :, first:].split(FRAMES, dim=2)]
-        moments = torch.cat([self.encoder(chunk.to(self._dtype), past) for chunk in chunks if chunk.shape[2]], dim=2)
-        mean, logarithm = _folded(moments.float()).chunk(2, dim=1)
-        drawn = [standard_normal((seed, sample, 0), mean[0].numel(), stream="posterior") for sample in range(len(mean))]
-        noise = placed(torch.stack(drawn).view(mean.shape), mean.device)
-        features = mean + (logarithm.clamp(LEAST, MOST) / 2).exp() * noise
-        return _by_channel(self.proj_down, features) * self.scale_learnable_parameters[0]
+        return _folded(
+            torch.cat([self.encoder(chunk.to(self._dtype), past).float() for chunk in chunks if chunk.shape[2]], dim=2)
+        )
 
     def quantise(self, features: Tensor, schedule: Sequence[Grid], course: Course) -> tuple[Tensor, ...]:
         """Features [B, bits, T, H, W] -> the bits [B, N, bits of the stage] of every run of a scale, as Sampling.given takes
