@@ -76,7 +76,7 @@ class VideoTokenizer(nn.Module):
 
     def codes(self, drawn: Tensor, scale: int) -> Tensor:
         """Bits [B, t, h, w, bits of the stage] in {0, 1} -> codes [B, bits of the stage, t, h, w] of +-1/sqrt(bits)."""
-        bits = drawn.movedim(-1, 1).float()
+        bits = drawn.movedim(-1, 1).float().contiguous()
         return (2 * bits - 1) * drawn.shape[-1] ** -0.5
 
     def accumulate(self, latent: Tensor, codes: Tensor, scale: int, count: int) -> Tensor:
