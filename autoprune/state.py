@@ -37,7 +37,7 @@ Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a generation knows when `scales` scales are done; shares memory with it, is never written to.
+    """What a generation knows when `scales` runs of scales are done; shares memory with it, is never written to.
 
     `branch` is the one that ran last, `single_from` and `end` what the data decided on the scales to come.
     """
@@ -98,7 +98,8 @@ class GenerationState:
         )
 
     def _resume(self, start: Snapshot) -> None:
-        self._difference, self._single_from, self._end = start.difference, start.single_from, start.end
+        self._done, self._difference = start.scales, start.difference
+        self._single_from, self._end = start.single_from, start.end
         self.sandwich.caches, self.sandwich.signals = dict(start.caches), replace(start.signals)
         for buffer, held in zip(self.buffers, start.keys, strict=True):
             buffer.fill(held)
