@@ -118,8 +118,10 @@ def _lasting(plan: Plan, backbone: Backbone, features: Features) -> dict[str, in
     """Returns the bytes of what stays from its making to the last scale."""
     shape, work = transformer_shape(backbone.model), workload(backbone, features)
     rows, token = work.batch * (2 if work.guided else 1), backbone.dtype.itemsize * shape.width
-    buffers = key_value_bytes(plan, width=shape.width, rows=rows, itemsize=backbone.dtype.itemsize, prefix=shape.prefix)
-    counts = key_counts(plan, prefix=shape.prefix).seen
+    prefix, wide = shape.prefix + work.prefix, {"width": shape.key_width or shape.width}
+    buffers = key_value_bytes(plan, rows=rows, itemsize=backbone.dtype.itemsize, prefix=prefix, **wide)
+    keys = key_counts(plan, prefix=prefix)
+    counts, key = keys.held if plan.course.by_clip else keys.seen, backbone.dtype.itemsize * wide["width"]
     most: dict[int, list[int]] = {}  # by number of rows: the most keys a layer holds while so many run
     for scale, seen in zip(plan.scales, counts, strict=True):
         most[work.rows(scale)] = list(map(max, seen, most.get(work.rows(scale), seen)))
@@ -131,9 +133,9 @@ def _lasting(plan: Plan, backbone: Backbone, features: Features) -> dict[str, in
         written = count * sum(keys)
     return {
         "key_values": buffers,
-        "text_key_values": 2 * token * rows * work.text_tokens * plan.depth,
+        "text_key_values": 2 * key * rows * (work.text_tokens + work.prefix) * plan.depth,
         "caches": token * sum(work.rows(scale) * scale.tokens * len(scale.stores) for scale in plan.scales),
-        "unwritten": buffers - 2 * token * written,
+        "unwritten": buffers - 2 * key * written,
     }
 
 
@@ -148,12 +150,13 @@ def _dry(backbone: Backbone, prompts: Sequence[str]) -> Backbone:
     """Returns a backbone on the meta device that knows the features of these prompts and of the negative one."""
     negative = backbone.sampling.negative
     own = _without_values(backbone.encode_text(prompts))
-    other = _without_values(backbone.encode_text([negative] * len(prompts))) if negative else None
+    other = _without_values(backbone.text_encoder([negative] * len(prompts))) if negative else None
     return replace(
         backbone,
         model=on_meta(backbone.model),
         tokenizer=on_meta(backbone.tokenizer),
         graphs=None,
+        caption=None,
         text_encoder=lambda wanted: own if list(wanted) == list(prompts) else other,
     )
 
@@ -163,7 +166,7 @@ def _fill_caches(dry: Backbone, plan: Plan, prompts: Sequence[str]) -> None:
     """Computes the rotary factors that outlive a generation, so that the dry run finds them as a second real one would."""
     conditioning = dry.model.condition(dry.encode_text(prompts))
     for scale in plan.scales:
-        dry.model.rotation(scale.index, plan.schedule, conditioning)
+        dry.model.rotation(scale.step, plan.schedule, conditioning)
 
 
 def _without_values(features: Features) -> Features:
