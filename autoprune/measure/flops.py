@@ -36,10 +36,11 @@ class Refinement:
 class TransformerShape:
     """What decides the products of a transformer of `width` C and `depth` blocks, whatever its family.
 
-    `feed_forward` are the weights of that sublayer (gated or not), `crosses` whether blocks attend to the text, `embedding`
-    and `head` the weights that a sample's and a row's token meet, `level` those that number a scale, `prefix` the tokens in
-    front of the first scale. `projections` are the weights of self-attention where they are not 4 C^2, `key_width` the
-    channels of keys where they are not C; `prefixed`: whether the text runs through the blocks before the first scale.
+    `feed_forward` are the weights of that sublayer (gated or not), `crosses` whether blocks attend to the text, `embedding` and
+    `head` the weights that a sample's and a row's token meet, `level` those that number a scale, `prefix` the tokens in front
+    of the first scale. `projections` are the weights of self-attention where they are not 4 C^2, `key_width` the channels of
+    keys where they are not C; of every `clip` scales `early_scales` meet `early_head`; `prefixed`: whether the text runs
+    through the blocks before the first scale.
     """
 
     width: int
@@ -54,6 +55,13 @@ class TransformerShape:
     projections: int = 0
     key_width: int = 0
     prefixed: bool = False
+    early_head: int = 0
+    early_scales: int = 0
+    clip: int = 0
+
+    def head_at(self, scale: int) -> int:
+        """Returns the weights of the head that a scale's tokens meet."""
+        return self.early_head if self.clip and scale % self.clip < self.early_scales else self.head
 
 
 @dataclass(frozen=True)
@@ -121,6 +129,9 @@ def transformer_shape(model: Transformer) -> TransformerShape:
         projections=_weights(block.attn) if clips else 0,
         key_width=block.attn.k_proj.out_features if clips else 0,
         prefixed=clips,
+        early_head=_weights(model.semantic_head2) if clips else 0,
+        early_scales=model.config.semantic_scales if clips else 0,
+        clip=len(model.config.image_repetitions) if clips else 0,
     )
 
 
@@ -173,7 +184,7 @@ def _scale(plan: Plan, scale: ScalePlan, shape: TransformerShape, work: Workload
     return ScaleFlops(
         **{name: MACS * rows * value for name, value in sums.items()},
         embedding=MACS * (embedding + shape.level),
-        head=MACS * work.head_rows(scale) * scale.tokens * shape.head,
+        head=MACS * work.head_rows(scale) * scale.tokens * shape.head_at(scale.index),
         reducing=MACS * rows * sum(_reducing(plan, scale, shape)),
         refinement=MACS * _refining(plan, scale, shape, work),
     )

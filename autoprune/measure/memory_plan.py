@@ -14,11 +14,11 @@ from autoprune.backbones import Backbone
 from autoprune.backbones.allocation_trace import AllocationTrace, on_meta
 from autoprune.backbones.family import Features
 from autoprune.generation import generate_latent, resolve
-from autoprune.measure.flops import transformer_shape, workload
+from autoprune.measure.flops import TransformerShape, transformer_shape, workload
 from autoprune.measure.held_keys import key_counts
 from autoprune.policy import Policy, token_count
-from autoprune.pruning.plan import Plan, compile_plan
-from autoprune.rules import BranchRule
+from autoprune.pruning.plan import Plan, ScalePlan, compile_plan
+from autoprune.rules import SUBLAYERS, BranchRule
 
 FLOAT32, BFLOAT16 = 4, 2  # bytes
 
@@ -120,7 +120,7 @@ def _lasting(plan: Plan, backbone: Backbone, features: Features) -> dict[str, in
     rows, token = work.batch * (2 if work.guided else 1), backbone.dtype.itemsize * shape.width
     prefix, wide = shape.prefix + work.prefix, {"width": shape.key_width or shape.width}
     buffers = key_value_bytes(plan, rows=rows, itemsize=backbone.dtype.itemsize, prefix=prefix, **wide)
-    keys = key_counts(plan, prefix=prefix)
+    keys, stored = key_counts(plan, prefix=prefix), {scale.index: scale for scale in plan.scales}
     counts, key = keys.held if plan.course.by_clip else keys.seen, backbone.dtype.itemsize * wide["width"]
     most: dict[int, list[int]] = {}  # by number of rows: the most keys a layer holds while so many run
     for scale, seen in zip(plan.scales, counts, strict=True):
@@ -134,9 +134,15 @@ def _lasting(plan: Plan, backbone: Backbone, features: Features) -> dict[str, in
     return {
         "key_values": buffers,
         "text_key_values": 2 * key * rows * (work.text_tokens + work.prefix) * plan.depth,
-        "caches": token * sum(work.rows(scale) * scale.tokens * len(scale.stores) for scale in plan.scales),
+        "caches": token * sum(work.rows(scale) * scale.tokens * _stored(scale, shape) for scale in stored.values()),
         "unwritten": buffers - 2 * key * written,
     }
+
+
+def _stored(scale: ScalePlan, shape: TransformerShape) -> int:
+    """Returns how many outputs a scale leaves for later ones; where there is no cross-attention, that leaves none."""
+    absent = () if shape.crosses else (SUBLAYERS.index("ca"),)
+    return sum(place < 0 or place % len(SUBLAYERS) not in absent for place, _ in scale.stores)
 
 
 def _steady(policy: Policy) -> Policy:
