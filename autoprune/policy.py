@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from pathlib import Path
 
-from autoprune.clips import ONCE_EACH, Course
+from autoprune.clips import Course
 from autoprune.errors import UserError
 from autoprune.files import write_whole
 from autoprune.rules import BranchRule, KeyRule, ProbeRule, ScalePruning, StopRule
@@ -131,12 +131,12 @@ class Policy:
         return "a probe with skip cuts" if self.probe is not None and self.probe.skip_cuts else ""
 
     def check_fits(
-        self, backbone: str, depth: int, schedule: tuple[Grid, ...], *, skippable: bool = True, course: Course = ONCE_EACH
+        self, backbone: str, depth: int, schedule: tuple[Grid, ...], *, skippable: bool = True, course: Course | None = None
     ) -> None:
         """Raises UserError unless the policy was made for this backbone, depth and scale schedule.
 
         A backbone is not `skippable` when its last scale must run, as HART's, which adds a continuous residual there.
-        `course` is how it runs through the schedule.
+        `course` is how it runs through the schedule, if that is known.
         """
         if self.backbone != backbone:
             raise UserError(f"the policy is for backbone {self.backbone!r}, not {backbone!r}; search one for {backbone!r}.")
@@ -153,7 +153,8 @@ class Policy:
                 f"the last scale of {backbone} must run, because its continuous residual is added there, got {self.skips}; "
                 "prune its tokens instead."
             )
-        check_course(self, course)
+        if course is not None:
+            check_course(self, course)
 
     def check_prunes(self) -> None:
         """Raises UserError for a policy that changes nothing on its schedule: applied, it would be a silent no-op."""

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -179,3 +180,13 @@ def test_a_policy_for_another_schedule_is_refused() -> None:
     policy = Policy(backbone.name, backbone.depth, star(1).scale_schedule())
     with pytest.raises(UserError, match="use the aspect ratio and pixel budget it was searched for"):
         generate(backbone, ["a"], policy=policy)
+
+
+def test_a_video_is_written_frame_by_frame(tmp_path: Path) -> None:
+    command = import_module("autoprune.generate")
+    video = torch.rand(3, 3, 4, 5)
+    first = command.write_pictures(tmp_path / "clip.png", video)
+    assert first.name == "clip-000.png"
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["clip-000.png", "clip-001.png", "clip-002.png"]
+    assert (tmp_path / "clip-002.png").read_bytes() == command.png(video[:, 2])
+    assert command.write_pictures(tmp_path / "still.png", video[:, 0]).read_bytes() == command.png(video[:, 0])

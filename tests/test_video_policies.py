@@ -12,6 +12,7 @@ from tiny_star import star
 
 from autoprune.backbones import Backbone
 from autoprune.backbones.graphs import GraphCache
+from autoprune.clips import ONCE_EACH
 from autoprune.errors import UserError
 from autoprune.generation import Observer, generate
 from autoprune.policy import BranchRule, KeyRule, Policy, ProbeRule, ScalePruning, StopRule
@@ -166,7 +167,7 @@ def test_images_have_no_repetition_to_leave_out() -> None:
     schedule = ((1, 1, 1), (1, 2, 2), (1, 4, 4))
     policy = Policy("tiny", 6, schedule, fewer_repetitions={2: 1})
     with pytest.raises(UserError, match="scale 2 of tiny runs 1 times"):
-        policy.check_fits("tiny", 6, schedule)
+        policy.check_fits("tiny", 6, schedule, course=ONCE_EACH)
 
 
 def test_zero_residual_changes_the_latent_of_kept_tokens_alone(backbone: Backbone) -> None:
