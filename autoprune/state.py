@@ -106,7 +106,8 @@ class GenerationState:
 
     def _borrow(self, graphs: GraphCache | None, rows: int) -> tuple[GraphCache | None, list[KeyValueBuffer]]:
         """Takes memory that stays in place, of dense size, or where there is none to borrow as much as the plan needs."""
-        model, prefix = self.model, self.model.prefix_tokens + prefix_length(self.model, self.conditioning)
+        model, text = self.model, self.model.prefix_keys(self.conditioning)
+        prefix = model.prefix_tokens + (text[0].shape[3] if text else 0)
         if graphs is not None:
             dense = self.plan.key_capacity(0) if self.plan.course.by_clip else sum(map(token_count, self.plan.schedule))
             buffers = graphs.buffers(model, rows, prefix + dense)
@@ -285,12 +286,6 @@ class GenerationState:
             window = torch.linspace(0, q.shape[2] - 1, min(rule.window, q.shape[2]), device=q.device).long()
         scores = importance(q[:, :, window], buffer.keys[:, :, : buffer.length], scale=1.0)
         buffer.keep(select_keys(scores, count, always=buffer.length - q.shape[2] + window))
-
-
-def prefix_length(model: Transformer, conditioning: Conditioning) -> int:
-    """Returns how many tokens a family runs through its blocks before the first scale."""
-    keys = model.prefix_keys(conditioning)
-    return keys[0].shape[3] if keys else 0
 
 
 def _attend_in_order(q: Tensor, keys: Tensor, values: Tensor, sizes: Sequence[int]) -> Tensor:

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from tiny_star import CPU, SPEC, TOKENIZER, TRANSFORMER, star
 
 from autoprune.backbones import BACKBONES, load_backbone
+from autoprune.backbones.decoding import decode_need
 from autoprune.backbones.infinitystar import InfinityStar
 from autoprune.backbones.official import RELEASED
 from autoprune.backbones.released import TextOptions, released_backbone
@@ -190,3 +191,15 @@ def test_a_video_is_written_frame_by_frame(tmp_path: Path) -> None:
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["clip-000.png", "clip-001.png", "clip-002.png"]
     assert (tmp_path / "clip-002.png").read_bytes() == command.png(video[:, 2])
     assert command.write_pictures(tmp_path / "still.png", video[:, 0]).read_bytes() == command.png(video[:, 0])
+
+
+def test_decoding_at_full_size_takes_as_much_memory_for_five_seconds_as_for_one() -> None:
+    spec = RELEASED["infinitystar_720p"]
+    with torch.device("meta"):
+        tokenizer = spec.family.tokenizer(spec.tokenizer, with_encoder=False).eval()
+    needs = []
+    for frames in (17, 81):
+        size = (64, *tokenizer.latent_size(spec.schedule_for(0.571, frames)))
+        output = 2 * 4 * 3 * frames * 720 * 1280  # chunks and then all of them as one, float32
+        needs.append(decode_need(tokenizer, size) - output)
+    assert needs[1] < 1.05 * needs[0] and needs[0] < 20 * 2**30
