@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from autoprune.backbones import Backbone
     from autoprune.generation import Observer, Request
 
-Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+Attention = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
@@ -260,13 +260,13 @@ class GenerationState:
         buffer, share = self.buffers[layer], self.plan.keys.budget
         kept = group[-1].context or not self.plan.course.by_clip
 
-        def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, scale: float = 1.0) -> Tensor:
             keys, values = buffer.append(k, v) if kept else buffer.beside(k, v)
             if mask is not None:  # over the text, which comes first
-                return attend(q, keys, values, scale=1.0, mask=functional.pad(mask, (0, keys.shape[2] - mask.shape[3])))
+                return attend(q, keys, values, scale=scale, mask=functional.pad(mask, (0, keys.shape[2] - mask.shape[3])))
             if len(sizes) > 1:
                 return _attend_in_order(q, keys, values, sizes)
-            out = attend(q, keys, values, scale=1.0)
+            out = attend(q, keys, values, scale=scale)
             if share < 1:
                 self._shrink(buffer, q, group[0])
             return out

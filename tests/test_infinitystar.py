@@ -15,7 +15,7 @@ from autoprune.backbones import BACKBONES, load_backbone
 from autoprune.backbones.decoding import decode_need
 from autoprune.backbones.infinitystar import InfinityStar
 from autoprune.backbones.official import RELEASED
-from autoprune.backbones.released import TextOptions, released_backbone
+from autoprune.backbones.released import Target, TextOptions, random_backbone, released_backbone
 from autoprune.backbones.star_schedules import video_schedule
 from autoprune.backbones.text import TextFeatures
 from autoprune.backbones.video_tokenizer import VideoTokenizer
@@ -203,3 +203,15 @@ def test_decoding_at_full_size_takes_as_much_memory_for_five_seconds_as_for_one(
         output = 2 * 4 * 3 * frames * 720 * 1280  # chunks and then all of them as one, float32
         needs.append(decode_need(tokenizer, size) - output)
     assert needs[1] < 1.05 * needs[0] and needs[0] < 20 * 2**30
+
+
+def test_blocks_in_bfloat16_give_finite_videos_and_keep_the_rest_in_float32() -> None:
+    backbone = random_backbone("infinitystar_480p", SPEC, Target(torch.device("cpu"), torch.bfloat16)).sampled(frames=17)
+    lowered = {key for key, value in backbone.model.state_dict().items() if value.dtype is torch.bfloat16}
+    assert lowered == {key for key in backbone.model.state_dict() if key.startswith("block_chunks.")}
+    assert generate(backbone, ["a"], seed=1).isfinite().all()
+
+
+def test_what_images_depend_on_names_frames_and_guidance_of_videos_alone() -> None:
+    assert {"frames", "projected"} <= set(star().sampling.identity())
+    assert {"frames", "projected"}.isdisjoint(RELEASED["infinity2b"].sampling.identity())

@@ -102,7 +102,7 @@ def _prefix(model: InfinityStar, request) -> dict[str, torch.Tensor]:  # noqa: A
     text = model.with_unconditional(request.text, request.negative) if guided else request.text
     first, last = (model.condition(text).keys[layer] for layer in (0, -1))
     length = request.text.values.shape[1]
-    rotation = text_rotation(length, model.config.head_width, device=first.device, dtype=torch.float32)
+    rotation = text_rotation(length, model.config.head_width)
     return {"text_k_first": first[0], "text_v_first": first[1], "text_k_last": last[0], "rope_text": rotation}
 
 
@@ -148,7 +148,7 @@ def test_axis_tables_of_rotary_positions_are_the_official_ones(trace: str) -> No
     for axis, (name, found) in enumerate(ours.items()):
         quarter = found[..., axis * width // 8 : (axis + 1) * width // 8]
         np.testing.assert_allclose(quarter, tables[name], rtol=0, atol=1e-6, err_msg=name)
-    text = text_rotation(first, width, device=torch.device("cpu"), dtype=torch.float32)
+    text = text_rotation(first, width)
     np.testing.assert_allclose(_cosines_and_sines(text), tables["text"], rtol=0, atol=1e-6)
 
 

@@ -66,11 +66,14 @@ class Conditioning:
 
 @dataclass(frozen=True)
 class Step:
-    """What the blocks need at one scale: positions, how a sublayer's output is added, how queries meet earlier keys."""
+    """What the blocks need at one scale: positions, how a sublayer's output is added, how queries meet earlier keys.
+
+    `attention(layer)` takes q, k, v, a mask over what stands before all scales (None: no padding) and the scale of products.
+    """
 
     rotation: Tensor | None
     add: Addition
-    attention: Callable[[int], Callable[[Tensor, Tensor, Tensor], Tensor]]
+    attention: Callable[[int], Callable[..., Tensor]]
 
     def rotation_of(self, kept: Tensor | None) -> Tensor | None:
         """Returns the positions of kept tokens [R, M], of all for None; None where there are none."""

@@ -106,9 +106,9 @@ class Attention(nn.Module):
         parts = [linear(x, projection) for projection in (self.q_proj, self.k_proj, self.v_proj)]
         q, k, v = (part.unflatten(-1, (-1, self.head_width)).transpose(1, 2) for part in parts)
         rotation = step.rotation_of(kept)
-        q = rotate(self.q_norm(q).to(x.dtype), rotation) * self.head_width**-0.5
-        k = rotate(self.k_norm(k).to(x.dtype), rotation)
-        return linear(step.attention(layer)(q, k, v, mask).transpose(1, 2).flatten(2), self.o_proj)
+        q, k = (rotate(norm(part), rotation).to(x.dtype) for norm, part in ((self.q_norm, q), (self.k_norm, k)))
+        out = step.attention(layer)(q, k, v, mask, scale=self.head_width**-0.5)
+        return linear(out.transpose(1, 2).flatten(2), self.o_proj)
 
 
 class Block(nn.Module):
@@ -202,11 +202,11 @@ class InfinityStar(nn.Module):
         x = (self.text_proj(features.values) * own[..., None]).to(self.compute_dtype)
         mask, keys = TextFeatures(features.values, lengths).padding_mask(), []
 
-        def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, scale: float) -> Tensor:
             keys.append(torch.stack((k, v)))
-            return attend(q, k, v, scale=1.0, mask=mask)
+            return attend(q, k, v, scale=scale, mask=mask)
 
-        rotation = text_rotation(len(places), self.config.head_width, device=places.device, dtype=self.compute_dtype)
+        rotation = text_rotation(len(places), self.config.head_width).to(places.device)
         step = Step(rotation, add=lambda x, change, site: x + change(x, None), attention=lambda layer: attention)
         for layer, block in enumerate(self.layers()):
             x = block(x, layer, step, Conditioning((), mask))
@@ -232,11 +232,11 @@ class InfinityStar(nn.Module):
         return self.word_embed(tokens).to(self.compute_dtype)
 
     def rotation(self, step: int, schedule: Schedule, conditioning: Conditioning | None = None) -> Tensor:
-        """Returns the rotary factors of a run of a scale [2, N, D]."""
+        """Returns the rotary factors of a run of a scale [2, N, D], float32: positions go to 600, too far for bfloat16."""
         config, scale = self.config, self.course(schedule).by_step(len(schedule))[step]
         position = config.text_max_length + step
-        device, dtype = self.head.weight.device, self.compute_dtype
-        return step_rotation(schedule, scale, position=position, head_width=config.head_width).to(device, dtype)
+        factors = step_rotation(schedule, scale, position=position, head_width=config.head_width)
+        return factors.to(self.head.weight.device)
 
     def logits(self, x: Tensor, conditioning: Conditioning, scale: int = 0) -> Tensor:
         """x [R, N, C] -> float32 logits [R, N, bits, 2], semantic bits in the first scales of a clip."""

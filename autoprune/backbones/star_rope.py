@@ -33,11 +33,11 @@ def step_rotation(schedule: tuple[Grid, ...], scale: int, *, position: int, head
     return _factors(torch.cat(angles, dim=-1).flatten(0, 3))
 
 
-def text_rotation(length: int, head_width: int, *, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Returns the factors [2, length, head_width] of text tokens, which move along the first axis alone."""
+def text_rotation(length: int, head_width: int) -> Tensor:
+    """Returns the factors [2, length, head_width] of text tokens on the CPU; they move along the first axis alone."""
     first = _angles(torch.arange(length), head_width)
     others = torch.zeros(length, (AXES - 1) * first.shape[1])
-    return _factors(torch.cat((first, others), dim=1)).to(device, dtype)
+    return _factors(torch.cat((first, others), dim=1))
 
 
 def _angles(places: Tensor, head_width: int) -> Tensor:
