@@ -232,9 +232,7 @@ class GenerationState:
         return cond - uncond if limit is None else projected_difference(cond, uncond, limit=limit)
 
     def _resized_difference(self, grid: Grid, shape: Sequence[int]) -> Tensor:
-        """Returns the last difference of the branches on a grid; where tokens have more bits than there, each stands for
-        several.
-        """
+        """Returns the last difference of the branches on a grid, repeated where tokens have more bits than there."""
         difference, source = self._difference
         resized = cached(difference.flatten(2), source, target=grid, interpolation="bilinear")
         resized = resized.unflatten(-1, difference.shape[2:])

@@ -167,9 +167,7 @@ class Backbone:
         return self.text_encoder([self.caption(prompt, sampling or self.sampling) for prompt in prompts])
 
     def decode(self, latent: Tensor) -> Tensor:
-        """Decodes latents [B, d, H, W] to float32 images [B, 3, h, w] in [0, 1], or [B, d, T, H, W] to videos [B, 3, F, h,
-        w].
-        """
+        """Decodes latents [B, d, (T,) H, W] to float32 images [B, 3, h, w] or videos [B, 3, F, h, w] in [0, 1]."""
         return (decode(self.tokenizer, latent, self.decoding) + 1) / 2
 
     def decode_plan(self, latent: Tensor) -> DecodePlan:

@@ -1,4 +1,4 @@
-"""What a family of generators supplies to the one scale loop. Infinity, VAR and HART differ in nothing else."""
+"""What a family of generators supplies to the one scale loop. Infinity, VAR, HART and InfinityStar differ in nothing else."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol, Self
@@ -68,14 +68,10 @@ class Transformer(Protocol):
         """Embeds the latents [B, N, d] of a scale >= 1 -> [B, N, C]."""
 
     def rotation(self, step: int, schedule: Schedule, conditioning: Conditioning) -> Tensor | None:
-        """Returns the rotary factors of a run of a scale, [2, N, D] or by row [2, R, 1, N, D]; None without rotary
-        positions.
-        """
+        """Returns the rotary factors of a run of a scale, [2, N, D] or by row [2, R, 1, N, D]; None where there are none."""
 
     def logits(self, x: Tensor, conditioning: Conditioning, scale: int = 0) -> Tensor:
-        """x [R, N, C] -> float32 logits [R, N, d, 2] of bits or [R, N, V] of codes; some families have a head for early
-        scales.
-        """
+        """x [R, N, C] of a scale -> float32 logits [R, N, d, 2] of bits or [R, N, V] of codes."""
 
     def refined(self, codes: Tensor, x: Tensor, draw: "ResidualDraw", *, weight: float) -> Tensor:
         """Returns the codes [B, d, h, w] of the last scale with the residual that belongs to hidden states x [R, N, C].

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from autoprune.backbones.cnn_autoencoder import Network
 from autoprune.backbones.video_autoencoder import Past, VideoDecoder, VideoEncoder
-from autoprune.clips import Course, clip_frames
+from autoprune.clips import Course, clip_frames, clip_ranges
 from autoprune.errors import UserError
 from autoprune.noise import placed, standard_normal
 from autoprune.policy import Grid
@@ -26,9 +26,7 @@ LEAST, MOST = -30.0, 20.0  # of the logarithm of a variance
 @dataclass(frozen=True)
 class VideoTokenizerConfig:
     """`bits` are the latent's channels, `semantic_bits` those of grids with fewer than `detail_places` places a frame; `widths`
-    the channels of the autoencoder, finest first, `blocks` the residual blocks of an encoder's level, a decoder's has one
-    more.
-    """
+    the autoencoder's channels, finest first, `blocks` the residual blocks of an encoder's level; a decoder's has one more."""
 
     bits: int = 64
     semantic_bits: int = 16
@@ -39,9 +37,7 @@ class VideoTokenizerConfig:
 
 @dataclass(frozen=True)
 class QuantisationStep:
-    """One run of a scale of the residual quantiser: `residual` [B, bits, t, h, w] before the sign, `latent` of the clip
-    after.
-    """
+    """One run of a scale: `residual` [B, bits, t, h, w] before the sign, `latent` [B, bits, t, H, W] of the clip after it."""
 
     residual: Tensor
     latent: Tensor
@@ -99,9 +95,7 @@ class VideoTokenizer(nn.Module):
         return _by_channel(self.proj_down, features) * self.scale_learnable_parameters[0]
 
     def moments(self, frames: Tensor) -> Tensor:
-        """Frames as in `encode` -> means, then logarithms of variances of the posterior, [B, 2 * bits, k + 1, h / 16, w /
-        16].
-        """
+        """Frames as in `encode` -> the posterior's means, then logarithms of variances [B, 2 * bits, k + 1, h / 16, w / 16]."""
         count, *sides = frames.shape[2:]
         if count % 4 != 1 or any(side % STRIDE for side in sides):
             raise UserError(
@@ -111,33 +105,28 @@ class VideoTokenizer(nn.Module):
         past: Past = {}
         first = count if count < FRAMES else FRAMES + count % FRAMES
         chunks = [frames[:, :, :first], *frames[:, :, first:].split(FRAMES, dim=2)]
-        return _folded(
-            torch.cat([self.encoder(chunk.to(self._dtype), past).float() for chunk in chunks if chunk.shape[2]], dim=2)
-        )
+        moments = [self.encoder(chunk.to(self._dtype), past).float() for chunk in chunks if chunk.shape[2]]
+        return functional.pixel_unshuffle(torch.cat(moments, dim=2).transpose(1, 2), FOLD).transpose(1, 2)
 
     def quantise(self, features: Tensor, schedule: Sequence[Grid], course: Course) -> tuple[Tensor, ...]:
-        """Features [B, bits, T, H, W] -> the bits [B, N, bits of the stage] of every run of a scale, as Sampling.given takes
-        them.
-        """
+        """Features [B, bits, T, H, W] -> the bits [B, N, bits of the stage] of every run of a scale, for Sampling.given."""
         steps = self.quantisation_steps(features, tuple(schedule), course)
         return tuple((step.residual > 0).long().flatten(2).transpose(1, 2) for step in steps)
 
     def quantisation_steps(self, features: Tensor, schedule: tuple[Grid, ...], course: Course) -> Iterator[QuantisationStep]:
         """Official residual rule by clip: area average down, channels too in early scales, sign, trilinear up, subtract."""
-        frames, opened = iter(clip_frames(schedule)), -1
-        for scale in course.by_step(len(schedule)):
-            grid = schedule[scale]
-            if scale != opened and (scale == 0 or grid[1] * grid[2] < schedule[scale - 1][1] * schedule[scale - 1][2]):
-                own, opened = next(frames), scale
-                target = features[:, :, own.start : own.stop].float()
-                latent = torch.zeros_like(target)
-            semantic = grid[1] * grid[2] < self.config.detail_places
-            bits = self.config.semantic_bits if semantic else self.config.bits
-            rest = (target - latent).transpose(1, 2)
-            residual = functional.interpolate(rest, (bits, *grid[1:]), mode="area").transpose(1, 2)
-            codes = torch.where(residual > 0, 1.0, -1.0) * bits**-0.5
-            latent = self.accumulate(latent, codes, scale, len(schedule))
-            yield QuantisationStep(residual, latent)
+        for clip, frames in zip(clip_ranges(schedule), clip_frames(schedule), strict=True):
+            target = features[:, :, frames.start : frames.stop].float()
+            latent = torch.zeros_like(target)
+            for scale in (each for each in clip for _ in range(course.times(each))):
+                grid = schedule[scale]
+                semantic = grid[1] * grid[2] < self.config.detail_places
+                bits = self.config.semantic_bits if semantic else self.config.bits
+                rest = (target - latent).transpose(1, 2)
+                residual = functional.interpolate(rest, (bits, *grid[1:]), mode="area").transpose(1, 2)
+                codes = torch.where(residual > 0, 1.0, -1.0) * bits**-0.5
+                latent = self.accumulate(latent, codes, scale, len(schedule))
+                yield QuantisationStep(residual, latent)
 
     def decode(self, latent: Tensor, run: Network = nn.Module.__call__) -> Tensor:
         """Latents [B, bits, T, H, W] -> float32 videos [B, 3, 4 (T - 1) + 1, 16H, 16W] in [-1, 1], of one frame [B, 3, 16H,
@@ -176,10 +165,6 @@ class _Masks(nn.Module):
             part = nn.Module()
             part.register_buffer("mask", 2 ** torch.arange(bits - 1, -1, -1))
             setattr(self, name, part)
-
-
-def _folded(x: Tensor) -> Tensor:
-    return functional.pixel_unshuffle(x.transpose(1, 2), FOLD).transpose(1, 2)
 
 
 def _by_channel(layer: nn.Linear, x: Tensor) -> Tensor:

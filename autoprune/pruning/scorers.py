@@ -71,8 +71,8 @@ def texture(x: Tensor, context: ScoreContext) -> Tensor:
 def latent_cos(x: Tensor, context: ScoreContext) -> Tensor:
     """Turn of the latent by the last scale, 1 - cos(f_k-1, f_k-2) at each place (LazyVAR; LD-Pruning, arXiv 2606.00310).
 
-    Of latents [B, d, H, W]: averaged over each token's area, then over region x region tokens; the same for all branches and
-    frames. Inferred for LD-Pruning. x [R, N, C] -> [R, N] float32.
+    Of latents [B, d, H, W]: averaged over each token's area, then over region x region tokens; the same for all branches. Of
+    videos frame by frame. Inferred for LD-Pruning. x [R, N, C] -> [R, N] float32.
     """
     return _latent_score(x, context, "latent_cos")
 
