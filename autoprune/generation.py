@@ -32,7 +32,7 @@ class Observer:
         return any(getattr(type(self), name) is not getattr(Observer, name) for name in names)
 
     def scale_started(self, scale: ScalePlan) -> None:
-        """Called before a scale's blocks run."""
+        """Called before a scale's blocks run, each time where that is several."""
 
     def kept(self, scale: int, site: int, index: Tensor) -> None:
         """Called with the kept positions [R, M] of every selection, best score first."""

@@ -34,7 +34,8 @@ def schedule_lines(policy: Policy) -> list[str]:
         lines.append(f"keys of the first {normal.keys.first} and the last {normal.keys.last} scales only")
     if normal.keys.budget < 1:
         lines.append(f"{100 * normal.keys.budget:g} % of the keys")
-    lines += [f"scale {scale}: {fewer} fewer repetitions" for scale, fewer in normal.fewer_repetitions.items()]
+    for scale, fewer in normal.fewer_repetitions.items():
+        lines.append(f"scale {scale} runs {fewer} time{'s' * (fewer > 1)} less")
     return lines or ["dense"]
 
 

@@ -16,6 +16,7 @@ from autoprune.clips import ONCE_EACH
 from autoprune.errors import UserError
 from autoprune.generation import Observer, generate
 from autoprune.policy import BranchRule, KeyRule, Policy, ProbeRule, ScalePruning, StopRule
+from autoprune.policy_text import policy_lines, schedule_lines
 from autoprune.pruning.signals import Signals
 from autoprune.rules import GRANULARITIES, RESTORERS, SCORERS
 from autoprune.search.neighbour import random_vector
@@ -118,6 +119,12 @@ def test_fewer_repetitions_leave_the_last_runs_out_and_all_numbers_as_they_are(b
         run for scale, number in {7: 2, 8: 1, 2: 1}.items() for run in [run for run in everything if run[0] == scale][-number:]
     }
     assert fewer == [run for run in everything if run not in gone]
+
+
+def test_a_policy_says_in_words_what_runs_less_and_on_which_grids(backbone: Backbone) -> None:
+    policy = policy_of(backbone, fewer_repetitions={7: 2, 8: 1})
+    assert schedule_lines(policy) == ["scale 7 runs 2 times less", "scale 8 runs 1 time less"]
+    assert "scales 1x1 2x3 2x4 3x5 4x7 4x1x1 4x2x3 4x2x4 4x3x5 4x4x7 (" in policy_lines(policy)[1]
 
 
 def test_repetitions_survive_the_file_and_old_files_do_not_have_them(tmp_path: Path, backbone: Backbone) -> None:
