@@ -165,7 +165,7 @@ def test_section_10_4_faststar_keeps_its_ratios_on_the_last_four_scales(target: 
 
 
 VIDEOS = {
-    name: Target(name, 36, schedule, course=Course((3,) * len(schedule[: len(schedule) // 2]) + (3,) * 12 + tail, by_clip=True))
+    name: Target(name, 36, schedule, course=Course((3,) * (len(schedule) // 2 + 12) + tail, by_clip=True), chunks=6)
     for name, tail in (("infinitystar_480p", (2, 1)), ("infinitystar_720p", (2, 1, 1)))
     for schedule in [RELEASED[name].schedule_for(0.571, 81)]
 }
@@ -200,7 +200,7 @@ def test_section_3_2_stagevar_on_videos_projects_the_last_scale_and_drops_the_co
     assert policy.guidance == BranchRule("uncond", target.count - 3) and list(policy.scales) == [last]
     rule, tokens = policy.scales[last], token_count(target.scale_schedule[last])
     assert (rule.reducer, rule.restorer, rule.cache_scale, rule.ranks) == ("project", "cached_state", last - 1, ())
-    assert planned(policy)[last].kept_chunks == (int(0.1 * tokens) + 1,) * 8
+    assert planned(policy)[last].kept_chunks == (int(0.1 * tokens) + 1,) * 6
 
 
 @videos
@@ -281,7 +281,7 @@ def test_presets_whose_sources_leave_decisions_open_say_so() -> None:
     shown = read_space(FILES[0].parent / "unified.yaml").presets
     stated = {preset.name for preset in shown if not preset.inferred and not preset.control}
     skips = {f"{kind}-{number}" for kind in ("skip", "cond-only") for number in (1, 2, 3)}
-    own = {"fastvar", "fastvar-hart", "stagevar-a", "stagevar-ab", "stagevar", "sparsevar", "sparsevar-0.5"}
+    own = {"fastvar", "fastvar-hart", "stagevar-video", "stagevar-a", "stagevar-ab", "stagevar", "sparsevar", "sparsevar-0.5"}
     assert stated == own | skips
 
 

@@ -243,6 +243,7 @@ def test_the_video_space_offers_its_own_choices_and_nothing_that_clips_forbid(ba
     assert "spatiotemporal" not in image.distributions["scorer"].choices
     assert {"fewer_repetitions", "dense_repetitions", "short_scales"} <= set(video.distributions) & set(image.distributions)
     assert video.prunable == (8, 9) and image.prunable == (3, 4)
+    assert video.target.chunks == backbone.model.config.chunks == 2
 
 
 DECISIONS = {

@@ -94,6 +94,7 @@ class Interpreter:
             scales={scale: _at(scale, said, target) for scale in said.kept},
             guidance=said.guidance,
             skip_last=target.count - said.run,
+            chunks=target.chunks,
             stop=said.ending.stop,
             probe=said.ending.probe,
             group_from=said.ending.group_from,
@@ -164,9 +165,8 @@ class Interpreter:
 
     def _ending(self, run: int, shape: _Shape | None, guidance: BranchRule) -> _Ending:
         kind, read = self.read["ending"], self.read
-        if self.target.course.by_clip and kind != "stop":
-            return _Ending()
-        if kind == "group" and guidance.branch != "adaptive" and (shape is None or shape.groupable):
+        alone = self.target.course.by_clip or guidance.branch == "adaptive" or not (shape is None or shape.groupable)
+        if kind == "group" and not alone:
             first = max(1, run - int(read["group_scales"]))
             return _Ending(group_from=first if first < run - 1 else None)
         if kind not in _ENDING_EARLY or not self.target.skippable or not self._may_adapt():
@@ -208,7 +208,7 @@ class Interpreter:
         if shape.reducer == "project":
             fields["positions"] = str(self.read["positions"])
             if shape.granularity == "chunk" and self.read["ranks"] == "table":
-                fields["ranks"] = rank_table(self.calibration, min(CHUNKS, self.target.depth))
+                fields["ranks"] = rank_table(self.calibration, min(self.target.chunks, self.target.depth))
         return fields
 
     def _scorer(self) -> dict[str, object]:
@@ -218,7 +218,7 @@ class Interpreter:
             return {"scorer": weights, "normalise": str(self.read["normalise"])}
         fields: dict[str, object] = {"scorer": {name: 1.0}}
         if name == "delta":
-            fields["chunk"] = int(self.read["delta_chunk"]) * min(CHUNKS, self.target.depth) // CHUNKS
+            fields["chunk"] = int(self.read["delta_chunk"]) * min(self.target.chunks, self.target.depth) // CHUNKS
         if name in OF_LATENTS:
             fields["region"] = int(self.read["region"])
         return fields

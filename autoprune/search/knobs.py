@@ -25,7 +25,7 @@ class Target:
     """What a policy must fit: a backbone's name, its number of blocks and the schedule of an aspect ratio.
 
     One that is not `skippable` needs its last scale, so nothing may end a generation early. Of a video only the last clip is
-    searched: shares and positions are those of its scales.
+    searched: shares and positions are those of its scales. `chunks` are the groups of blocks that are pruned together.
     """
 
     backbone: str
@@ -33,6 +33,7 @@ class Target:
     scale_schedule: tuple[Grid, ...]
     skippable: bool = True
     course: Course = ONCE_EACH
+    chunks: int = 8
 
     @property
     def count(self) -> int:

@@ -7,7 +7,7 @@ switch, exotic pieces need others to be active, and no way of ending early ends 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -143,6 +143,8 @@ def space_for(definition: SpaceDefinition, backbone: "Backbone") -> SearchSpace:
     calibration = find_calibration(backbone.name, scale_schedule=fingerprint(schedule), weights=backbone.revision)
     course = backbone.model.course(schedule)
     target = Target(backbone.name, backbone.depth, schedule, skippable=backbone.skippable, course=course)
+    if course.by_clip:
+        target = replace(target, chunks=backbone.model.config.chunks)  # StageVAR's code for InfinityStar prunes these
     return SearchSpace(definition, target, calibration)
 
 
