@@ -132,6 +132,10 @@ def _calibrate(choices: Choices) -> str:
     path = Path(choices.output) if choices.output else calibration_path(choices.backbone)
     texts = _texts(choices)
     backbone = choices.load()
+    if backbone.model.course(backbone.scale_schedule()).by_clip:
+        raise UserError(
+            f"calibration runs scales once each, as {backbone.name} does not; use policies without thresholds there."
+        )
     check_texts(texts, backbone, batch=choices.batch)
     check_writable(path.parent, what="output folder", remedy="choose another file")
     samples = collect(backbone, texts, seed=choices.seed, batch=choices.batch)
@@ -214,7 +218,7 @@ class DenseWatch(Observer):
         self.latents.append(latent)
         if len(self._x) == self._batch:
             return
-        each = self._model.logits(self._x, self._conditioning) / self._temperature[scale.index]
+        each = self._model.logits(self._x, self._conditioning, scale.index) / self._temperature[scale.index]
         pairs = {"hidden": self._x.split(self._batch), "other": each.split(self._batch)}
         for metric in DISCREPANCIES:
             difference = discrepancy(*pairs["hidden" if metric.endswith("hidden") else "other"], metric=metric)

@@ -29,7 +29,8 @@ class Choices:
     """The command line. `runs` generations with the policy and as many dense ones are timed.
 
     `text` is the folder of a text encoder; guidance and temperature default to the authors'. `h_div_w` picks the nearest
-    aspect ratio; the policy's decisions are taken over to it.
+    aspect ratio and `frames` the length of a video; the policy's decisions are taken over to them. A video is written as one
+    numbered PNG a frame.
     """
 
     policy: str
@@ -42,6 +43,7 @@ class Choices:
     temperature: float | None = None
     negative: str = ""
     h_div_w: float | None = None
+    frames: int | None = None
     output: str = "image.png"
     runs: int = 7
 
@@ -57,10 +59,10 @@ def main(arguments: list[str]) -> int:
 
 def _generate(choices: Choices) -> str:
     policy = Policy.load(choices.policy)
-    changes = {name: getattr(choices, name) for name in ("guidance", "temperature", "negative", "h_div_w")}
+    changes = {name: getattr(choices, name) for name in ("guidance", "temperature", "negative", "h_div_w", "frames")}
     backbone = load_backbone(choices.backbone, weights=choices.weights, text=choices.text)
     backbone = backbone.sampled(**{name: value for name, value in changes.items() if value is not None})
-    if choices.h_div_w is not None:
+    if choices.h_div_w is not None or choices.frames is not None:
         policy = policy.for_schedule(backbone.scale_schedule())
     policy.check_prunes()
     for doubt in doubts(policy, backbone, batch=1):
@@ -70,7 +72,7 @@ def _generate(choices: Choices) -> str:
         return generate(backbone, [choices.prompt], policy=chosen, seed=choices.seed)
 
     image = run(policy)[0]
-    path = _write(Path(choices.output), png(image))
+    path = write_pictures(Path(choices.output), image)
     runs = {"dense": lambda: run(None), "pruned": lambda: run(policy)}
     timings = interleaved(runs, rounds=choices.runs, warm_up=1, device=backbone.device)
     dense, pruned = timings["dense"].median, timings["pruned"].median
@@ -78,6 +80,14 @@ def _generate(choices: Choices) -> str:
         f"{path}: {dense / pruned:.2f}x faster than dense "
         f"({1000 * pruned:.1f} ms against {1000 * dense:.1f} ms, batch 1, median of {choices.runs} interleaved runs)"
     )
+
+
+def write_pictures(path: Path, image: Tensor) -> Path:
+    """Writes an image [3, H, W], or the frames of a video [3, F, H, W] beside each other; returns the first file."""
+    if image.dim() == 3:
+        return _write(path, png(image))
+    frames = enumerate(image.unbind(1))
+    return [_write(path.with_stem(f"{path.stem}-{number:03}"), png(frame)) for number, frame in frames][0]
 
 
 def _write(path: Path, content: bytes) -> Path:

@@ -15,7 +15,7 @@ from autoprune.backbones.infinity import Step
 from autoprune.backbones.layers import without_autocast
 from autoprune.errors import UserError
 from autoprune.policy import Policy
-from autoprune.pruning.plan import Plan, ScalePlan, compile_plan
+from autoprune.pruning.plan import Plan, ScalePlan
 from autoprune.replay import run_or_replay
 from autoprune.sampling import Draw, GridNoise
 from autoprune.state import GenerationState, Snapshot
@@ -34,7 +34,7 @@ class Observer:
         return any(getattr(type(self), name) is not getattr(Observer, name) for name in names)
 
     def scale_started(self, scale: ScalePlan) -> None:
-        """Called before a scale's blocks run."""
+        """Called before a scale's blocks run, each time where that is several."""
 
     def kept(self, scale: int, site: int, index: Tensor) -> None:
         """Called with the kept positions [R, M] of every selection, best score first."""
@@ -63,7 +63,8 @@ class Request:
     """One generation, everything resolved: texts, plan, one guidance weight and temperature a scale.
 
     `guidance_layers`: 0 guides the logits, -n the hidden state after the n-th block from the end (official
-    cfg_insertion_layer). `given_bits[s]` [B, N, d] or code numbers [B, N] replace what scale s draws (official gt_leak).
+    cfg_insertion_layer). `projected` is the limit of projected guidance (backbones/guidance.py), None for the plain one.
+    `given_bits[s]` [B, N, d] or code numbers [B, N] replace what run s of a scale draws (official gt_leak).
     """
 
     text: Features
@@ -73,6 +74,7 @@ class Request:
     temperature: tuple[float, ...]
     negative: Features | None = None
     guidance_layers: tuple[int, ...] = (0,)
+    projected: float | None = None
     given_bits: tuple[Tensor, ...] = ()
     seed: int = 0
     samples: tuple[int, ...] = field(default=(0,))
@@ -81,7 +83,7 @@ class Request:
 def generate_latent(
     backbone: Backbone, request: Request, observer: Observer | None = None, *, start: Snapshot | None = None
 ) -> Tensor:
-    """Runs the scale loop, from a snapshot on if one is given, and returns the latent [B, d, H, W] to decode."""
+    """Runs the scale loop, from a snapshot on if one is given, and returns the latent [B, d, (T,) H, W] to decode."""
     observer = observer or Observer()
     usable = backbone.graphs is not None and not observer.looks_inside
     with backbone.graphs.borrowed() if usable else nullcontext() as graphs:
@@ -106,12 +108,13 @@ def _run_scales(backbone: Backbone, state: GenerationState, observer: Observer, 
         for scale, x in zip(group, outputs, strict=True):
             x = x[:, -scale.tokens :]
             logits = state.guided(x, scale)
-            bits = request.draw(logits, scale.index)
-            if scale.index < len(request.given_bits):
-                bits = request.given_bits[scale.index].to(bits)
-            codes = tokenizer.codes(bits.view(state.batch, *scale.grid[1:], -1), scale.index)
+            bits = request.draw(logits, scale.step)
+            if scale.step < len(request.given_bits):
+                bits = request.given_bits[scale.step].to(bits)
+            codes = tokenizer.codes(bits.view(state.batch, *scale.places(latent), -1), scale.index)
             codes = state.sandwich.settled_codes(scale, state.refined(codes, x, scale))
-            latent = tokenizer.accumulate(latent, codes, scale.index, len(schedule))
+            clip = tokenizer.accumulate(scale.clip(latent), codes, scale.index, len(schedule))
+            latent = scale.with_clip(latent, clip)
             state.settle(scale, latent, x, logits)
             observer.scale_done(scale, logits, bits, latent)
         state.probe(group[-1], backbone)
@@ -121,9 +124,9 @@ def _run_scales(backbone: Backbone, state: GenerationState, observer: Observer, 
 
 
 def _scale_input(state: GenerationState, scale: ScalePlan, latent: Tensor, tokenizer: Tokenizer) -> Tensor:
-    if scale.index == 0:
+    if scale.step == 0:
         return state.model.first_tokens(state.conditioning)
-    return state.rows(state.model.embed(tokenizer.next_tokens(latent, scale.grid), scale.index))
+    return state.rows(state.model.embed(tokenizer.next_tokens(scale.clip(latent), scale.grid), scale.index))
 
 
 def run_blocks(
@@ -166,7 +169,7 @@ def generate(
     observer: Observer | None = None,
     start: Snapshot | None = None,
 ) -> Tensor:
-    """Generates one image a prompt: float32 [B, 3, H, W] in [0, 1] on the backbone's device.
+    """Generates one image a prompt: float32 [B, 3, H, W] in [0, 1] on the backbone's device, or videos [B, 3, F, H, W].
 
     Noise of sample i depends on (seed, sampling.first_sample + i, scale) only. A policy whose batch rule is `split` lets
     each sample follow its own data-dependent decisions, one after the other. `start` is where a recorded generation of the
@@ -178,9 +181,9 @@ def generate(
     if isinstance(prompts, str) or not prompts:
         raise UserError("prompts must be a list with at least one text; wrap a single prompt in a list.")
     sampling = sampling or backbone.sampling
-    schedule = backbone.scale_schedule(sampling.h_div_w)
+    schedule = backbone.scale_schedule(sampling.h_div_w, sampling.frames)
     if policy is not None:
-        policy.check_fits(backbone.name, backbone.depth, schedule, skippable=backbone.skippable)
+        backbone.check_policy(policy, schedule)
     observer = observer or Observer()
     if policy is not None and policy.adaptive and policy.batch == "split" and len(prompts) > 1:
         alone = [sampling.alone(number) for number in range(len(prompts))]
@@ -188,7 +191,7 @@ def generate(
         parts = zip(prompts, alone, strict=True)
         return torch.cat([generate(backbone, [prompt], sampling=each, **options) for prompt, each in parts])
     with without_autocast(backbone.device):
-        request = resolve(backbone, prompts, compile_plan(policy, schedule, backbone.depth), seed=seed, sampling=sampling)
+        request = resolve(backbone, prompts, backbone.plan(policy, schedule), seed=seed, sampling=sampling)
         images = backbone.decode(generate_latent(backbone, request, observer, start=start))
     observer.image_done()
     return images
@@ -197,14 +200,16 @@ def generate(
 def resolve(backbone: Backbone, prompts: Sequence[str], plan: Plan, *, seed: int, sampling: Sampling) -> Request:
     """Returns the request of a compiled plan with this sampling."""
     samples = tuple(range(sampling.first_sample, sampling.first_sample + len(prompts)))
+    limits = sampling.limits_for(len(plan.schedule))
     return Request(
-        text=backbone.encode_text(prompts),
+        text=backbone.encode_text(prompts, sampling),
         plan=plan,
-        draw=GridNoise(seed, samples, sampling.limits_for(len(plan.schedule))),
+        draw=GridNoise(seed, samples, tuple(limits[scale] for scale in plan.course.by_step(len(limits)))),
         guidance=sampling.guidance_for(len(plan.schedule)),
         temperature=sampling.temperature_for(len(plan.schedule)),
-        negative=backbone.encode_text([sampling.negative] * len(prompts)) if sampling.negative else None,
+        negative=backbone.text_encoder([sampling.negative] * len(prompts)) if sampling.negative else None,
         guidance_layers=sampling.guidance_layers,
+        projected=sampling.projected,
         given_bits=sampling.given,
         seed=seed,
         samples=samples,

@@ -13,11 +13,12 @@ from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from pathlib import Path
 
+from autoprune.clips import Course
 from autoprune.errors import UserError
 from autoprune.files import write_whole
 from autoprune.policy_reading import check_measured, made, read_object, read_text, scale_index, sentence
 from autoprune.rules import BranchRule, KeyRule, ProbeRule, ScalePruning, StopRule
-from autoprune.validity import check_schedule
+from autoprune.validity import check_course, check_schedule
 
 SCHEMA = "autoprune.policy/1"
 LABELS = ("name", "tier", "measured", "provenance")  # what a policy says about itself; the rest is what it does
@@ -42,7 +43,8 @@ class Policy:
     `scales` maps a scale index to its pruning; a scale that is not named runs dense. The last `skip_last` scales do
     not run at all. `chunks` groups of blocks (as many as there are blocks at most) are pruned together at chunk granularity.
     The scales from `group_from` on run in one forward. A batch follows data-dependent decisions together (`all`: the
-    sample that needs most decides) or one sample at a time (`split`). Raises UserError when a rule is broken.
+    sample that needs most decides) or one sample at a time (`split`). `fewer_repetitions` says by scale how many of the
+    backbone's own repetitions are left out, where it runs scales several times. Raises UserError when a rule is broken.
     """
 
     backbone: str
@@ -57,6 +59,7 @@ class Policy:
     group_from: int | None = None
     keys: KeyRule = KeyRule()
     batch: str = "all"
+    fewer_repetitions: Mapping[int, int] = field(default_factory=dict)
     name: str = ""
     tier: str = ""
     measured: Mapping[str, object] = field(default_factory=dict)
@@ -99,13 +102,19 @@ class Policy:
             stop=self.stop if self.stop and self.stop.from_scale < self.run else None,
             group_from=group,
             keys=self.keys.canonical(),
+            fewer_repetitions={scale: self.fewer_repetitions[scale] for scale in self._repeated_less()},
         )
         return changed if changed.adaptive else replace(changed, batch="all")
+
+    def _repeated_less(self) -> list[int]:
+        return [scale for scale in sorted(self.fewer_repetitions) if self.fewer_repetitions[scale] and scale < self.run]
 
     def key(self) -> str:
         """Returns a text that is equal for two policies exactly when they run the same computation."""
         normal = self.canonical()
         values = {entry.name: _plain(getattr(normal, entry.name)) for entry in fields(normal) if entry.name not in LABELS}
+        if not normal.fewer_repetitions:
+            del values["fewer_repetitions"]
         return json.dumps(values, sort_keys=True)
 
     def is_dense(self) -> bool:
@@ -122,10 +131,13 @@ class Policy:
             return f"a stop rule from scale {self.stop.from_scale} on"
         return "a probe with skip cuts" if self.probe is not None and self.probe.skip_cuts else ""
 
-    def check_fits(self, backbone: str, depth: int, schedule: tuple[Grid, ...], *, skippable: bool = True) -> None:
+    def check_fits(
+        self, backbone: str, depth: int, schedule: tuple[Grid, ...], *, skippable: bool = True, course: Course | None = None
+    ) -> None:
         """Raises UserError unless the policy was made for this backbone, depth and scale schedule.
 
         A backbone is not `skippable` when its last scale must run, as HART's, which adds a continuous residual there.
+        `course` is how it runs through the schedule, if that is known.
         """
         if self.backbone != backbone:
             raise UserError(f"the policy is for backbone {self.backbone!r}, not {backbone!r}; search one for {backbone!r}.")
@@ -142,6 +154,8 @@ class Policy:
                 f"the last scale of {backbone} must run, because its continuous residual is added there, got {self.skips}; "
                 "prune its tokens instead."
             )
+        if course is not None:
+            check_course(self, course)
 
     def check_prunes(self) -> None:
         """Raises UserError for a policy that changes nothing on its schedule: applied, it would be a silent no-op."""
@@ -231,6 +245,8 @@ def _written(rule: object, entry: Field) -> bool:
 def _document(policy: Policy) -> dict[str, object]:
     plain = {entry.name: _plain(getattr(policy, entry.name)) for entry in fields(policy)}
     plain["scales"] = {str(index): _plain(policy.scales[index]) for index in sorted(policy.scales)}
+    if not policy.fewer_repetitions:
+        del plain["fewer_repetitions"]
     identity = {"schema": SCHEMA, "name": plain.pop("name"), "tier": plain.pop("tier")}
     return identity | {"fingerprint": fingerprint(policy.scale_schedule)} | plain
 
@@ -258,6 +274,8 @@ def _from_document(document: dict[str, object], source: str) -> Policy:
     try:
         values["scale_schedule"] = tuple(map(tuple, values["scale_schedule"]))
         values["scales"] = {scale_index(key): made(ScalePruning, entry) for key, entry in values["scales"].items()}
+        fewer = values.get("fewer_repetitions", {})
+        values["fewer_repetitions"] = {scale_index(key): number for key, number in fewer.items()}
         for name, kind in (("guidance", BranchRule), ("stop", StopRule), ("probe", ProbeRule), ("keys", KeyRule)):
             if values.get(name) is not None:
                 values[name] = made(kind, values[name])

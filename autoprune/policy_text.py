@@ -34,12 +34,14 @@ def schedule_lines(policy: Policy) -> list[str]:
         lines.append(f"keys of the first {normal.keys.first} and the last {normal.keys.last} scales only")
     if normal.keys.budget < 1:
         lines.append(f"{100 * normal.keys.budget:g} % of the keys")
+    for scale, fewer in normal.fewer_repetitions.items():
+        lines.append(f"scale {scale} runs {fewer} time{'s' * (fewer > 1)} less")
     return lines or ["dense"]
 
 
 def policy_lines(policy: Policy) -> list[str]:
     """Returns everything a policy file says, by section: schedule, measured, place, provenance."""
-    grids = " ".join(f"{height}x{width}" for _, height, width in policy.scale_schedule)
+    grids = " ".join("x".join(map(str, grid if grid[0] > 1 else grid[1:])) for grid in policy.scale_schedule)
     lines = [f"{policy.name or 'unnamed'}{policy.tier and f', tier {policy.tier}'}"]
     lines += [f"  for {policy.backbone}, {policy.depth} layers, scales {grids} ({fingerprint(policy.scale_schedule)})"]
     lines += ["schedule", *(f"  {line}" for line in schedule_lines(policy))]

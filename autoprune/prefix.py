@@ -14,7 +14,7 @@ from torch import Tensor
 from autoprune.backbones import Backbone, Sampling
 from autoprune.generation import Observer, generate_latent, resolve
 from autoprune.pruning.agreement import agreed_scales, same_decisions
-from autoprune.pruning.plan import WHOLE_SCALE, Plan, ScalePlan, chunk_site, compile_plan
+from autoprune.pruning.plan import WHOLE_SCALE, Plan, ScalePlan, chunk_site
 from autoprune.pruning.signals import LATENT
 from autoprune.rules import BranchRule, KeyRule
 from autoprune.state import GenerationState, Snapshot
@@ -71,7 +71,7 @@ class Recorder(Observer):
         if not self._keeps:
             return
         snapshot = state.snapshot(latent)
-        if snapshot.scales == len(state.plan.schedule):
+        if snapshot.scales == len(state.plan.course.by_step(len(state.plan.schedule))):
             return
         if state.plan.keys != KeyRule():  # such a rule moves keys within the buffers
             snapshot = replace(snapshot, keys=mapped(snapshot.keys, Tensor.clone))
@@ -81,8 +81,7 @@ class Recorder(Observer):
 @torch.inference_mode()
 def record_prefix(backbone: Backbone, prompts: Sequence[str], *, seed: int, sampling: Sampling) -> Recording:
     """Runs a dense generation without decoding it and keeps what any policy might start from."""
-    schedule = backbone.scale_schedule(sampling.h_div_w)
-    plan = _recording(compile_plan(None, schedule, backbone.depth))
+    plan = _recording(backbone.plan(None, backbone.scale_schedule(sampling.h_div_w, sampling.frames)))
     recorder = Recorder()
     generate_latent(backbone, resolve(backbone, prompts, plan, seed=seed, sampling=sampling), recorder)
     return Recording(plan, tuple(recorder.snapshots))
@@ -133,7 +132,7 @@ def _recording(plan: Plan) -> Plan:
     stores |= {(site, "cached") for site in plan.sublayer_sites}
 
     def kept(scale: ScalePlan) -> ScalePlan:
-        last = scale.index == len(plan.schedule) - 1
+        last = scale == plan.scales[-1]
         return replace(scale, records=frozenset({LATENT}), stores=frozenset() if last else stores)
 
     groups = tuple(tuple(map(kept, group)) for group in plan.groups)

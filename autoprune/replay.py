@@ -13,7 +13,7 @@ from autoprune.backbones.graphs import GraphCache, layout
 from autoprune.policy import Grid
 from autoprune.pruning.plan import ScalePlan
 from autoprune.pruning.signals import Signals
-from autoprune.rules import LATENT_SCORERS, ScalePruning
+from autoprune.rules import OF_LATENTS, ScalePruning
 from autoprune.state import GenerationState
 
 Run = Callable[[list[Tensor]], list[Tensor]]
@@ -35,7 +35,7 @@ def run_or_replay(state: GenerationState, group: Sequence[ScalePlan], inputs: li
     caches |= {key: (graphs.hold(("cache", *key), caches[key][0]), caches[key][1]) for key in read}
     key = (description, layout(static), layout([caches[key][0] for key in read]), layout(signals))
     if key not in graphs:
-        constants = [state.model.rotation(scale.index, state.plan.schedule, state.conditioning) for scale in group]
+        constants = [state.model.rotation(scale.step, state.plan.schedule, state.conditioning) for scale in group]
         blocks = partial(run, static)
         graphs.capture(key, partial(_outcome, state, group, signals=signals, blocks=blocks, constants=constants))
     outcome = graphs.replay(key)
@@ -106,8 +106,9 @@ def _held_signals(state: GenerationState, group: Sequence[ScalePlan]) -> Signals
     rules, signals = [scale.pruning for scale in group if scale.pruning], state.sandwich.signals
     asked = {name for rule in rules for name, weight in rule.scorer.items() if weight}
     place, held = group[0].index, Signals()
-    if asked & set(LATENT_SCORERS):
+    if asked & set(OF_LATENTS):
         held.latents = list(state.graphs.hold(("latents", place), tuple(signals.latents)))
+        held.before = state.graphs.hold(("before", place), signals.before)
     if "delta" in asked:
         held.delta, held.delta_grid = state.graphs.hold(("delta", place), signals.delta), signals.delta_grid
     if "cond_uncond" in asked:

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from autoprune.errors import UserError, unknown_name
 
 LATENT_SCORERS = ("latent_cos", "latent_l2", "latent_relative")
-SCORERS = ("dc", "structure", "texture", *LATENT_SCORERS, "delta", "norm", "cond_uncond", "random")
+OF_LATENTS = (*LATENT_SCORERS, "spatiotemporal")
+SCORERS = ("dc", "structure", "texture", *OF_LATENTS, "delta", "norm", "cond_uncond", "random")
 NORMALISATIONS = ("none", "zscore", "minmax", "rank")
 SELECTIONS = ("top", "threshold", "draw")
 THRESHOLDS = ("maximum", "absolute")
@@ -39,8 +40,8 @@ class ScalePruning:
     never keeps less than `floor`. `anchors` is the stride of positions that are always kept, 0 for none. `layers` is the
     inclusive range of pruned blocks, None for all, and `sublayers` the pruned ones, at sublayer granularity. `ranks` are keep
     shares a chunk. `positions` says which rotary positions projected tokens take, `cell` how wide merging cells are.
-    `similarity` is the least cosine at which a token copies its anchor, `chunk` the one whose change `delta` scores,
-    `region` the side over which latent scores are averaged.
+    `similarity` is the least cosine at which a token copies its anchor, `chunk` the one whose change `delta` scores, `region`
+    the side over which latent scores are averaged. The last `dense_repetitions` of a scale, never all, run all tokens.
     """
 
     keep: float
@@ -66,6 +67,7 @@ class ScalePruning:
     similarity: float = 0.8
     chunk: int = 3
     region: int = 1
+    dense_repetitions: int = 1
 
     def __post_init__(self) -> None:
         if isinstance(self.scorer, str):
@@ -82,10 +84,8 @@ class ScalePruning:
     def canonical(self, *, keep: float, depth: int) -> "ScalePruning":
         """Returns the same decisions with `keep` snapped to whole tokens and every inactive field at its default."""
         default, changes = ScalePruning(1.0, 0), {"keep": keep}
-        if self.reducer == "merge":
-            changes |= _defaults(default, "scorer", "select", "anchors", "normalise")
-        if self.reducer != "merge":
-            changes |= _defaults(default, "cell")
+        merged = ("scorer", "select", "anchors", "normalise")
+        changes |= _defaults(default, *(merged if self.reducer == "merge" else ("cell",)))
         if self.reducer != "project":
             changes |= _defaults(default, "positions")
         if not self.cached:
@@ -109,7 +109,7 @@ class ScalePruning:
             changes = {"scorer": dict.fromkeys(used, 1.0), "normalise": default.normalise} | changes
         if "delta" not in used:
             changes |= _defaults(default, "chunk")
-        if not set(used) & set(LATENT_SCORERS):
+        if not set(used) & set(OF_LATENTS):
             changes |= _defaults(default, "region")
         return replace(self, **changes)
 
@@ -147,7 +147,7 @@ def _check_ranges(rule: ScalePruning) -> None:
     for name, least, most in (("floor", 0, 1), ("similarity", -1, 1), ("threshold", 0, float("inf"))):
         if not least <= getattr(rule, name) <= most:
             raise UserError(f"{name} must be between {least} and {most}, got {getattr(rule, name)}.")
-    for name, least in (("anchors", 0), ("cell", 2), ("chunk", 0), ("region", 1)):
+    for name, least in (("anchors", 0), ("cell", 2), ("chunk", 0), ("region", 1), ("dense_repetitions", 0)):
         if getattr(rule, name) < least:
             raise UserError(f"{name} must be at least {least}, got {getattr(rule, name)}.")
     if any(not 0 < rank <= 1 for rank in rule.ranks):

@@ -15,6 +15,7 @@ from torch.nn import functional
 from autoprune.backbones.attention import attend
 from autoprune.backbones.family import Conditioning, Transformer
 from autoprune.backbones.graphs import GraphCache, layout
+from autoprune.backbones.guidance import projected_difference
 from autoprune.backbones.infinity import Step
 from autoprune.backbones.kv_buffer import HeldKeys, KeyValueBuffer
 from autoprune.backbones.rope import gather_rotation
@@ -23,6 +24,7 @@ from autoprune.policy import Grid, token_count
 from autoprune.pruning.decisions import changed_share, discrepancy, probe_decision, probe_features
 from autoprune.pruning.key_budget import importance, select_keys, window_positions
 from autoprune.pruning.plan import ScalePlan, forgotten
+from autoprune.pruning.restorers import cached
 from autoprune.pruning.sandwich import Sandwich
 from autoprune.pruning.signals import HIDDEN, LATENT, LOGITS, Signals
 
@@ -30,12 +32,12 @@ if TYPE_CHECKING:
     from autoprune.backbones import Backbone
     from autoprune.generation import Observer, Request
 
-Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+Attention = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a generation knows when `scales` scales are done; shares memory with it, is never written to.
+    """What a generation knows when `scales` runs of scales are done; shares memory with it, is never written to.
 
     `branch` is the one that ran last, `single_from` and `end` what the data decided on the scales to come.
     """
@@ -72,6 +74,8 @@ class GenerationState:
         self.ran = (0, 0)  # rows and tokens of what the last chunk of blocks ran on
         self.branch = start.branch if start else "both" if guided else "cond"
         self.graphs, self.buffers = self._borrow(graphs, len(start.keys[0][0]) if start else len(text))
+        for buffer, (keys, values) in zip(self.buffers, () if start else model.prefix_keys(self.conditioning), strict=False):
+            buffer.append(keys, values)
         self.sandwich = Sandwich(seed=request.seed, samples=request.samples, on_kept=observer.kept)
         self._difference: tuple[Tensor, Grid] | None = None
         self._done, self._single_from, self._end = 0, len(self.plan.schedule), len(self.plan.schedule)
@@ -94,16 +98,19 @@ class GenerationState:
         )
 
     def _resume(self, start: Snapshot) -> None:
-        self._difference, self._single_from, self._end = start.difference, start.single_from, start.end
+        self._done, self._difference = start.scales, start.difference
+        self._single_from, self._end = start.single_from, start.end
         self.sandwich.caches, self.sandwich.signals = dict(start.caches), replace(start.signals)
         for buffer, held in zip(self.buffers, start.keys, strict=True):
             buffer.fill(held)
 
     def _borrow(self, graphs: GraphCache | None, rows: int) -> tuple[GraphCache | None, list[KeyValueBuffer]]:
         """Takes memory that stays in place, of dense size, or where there is none to borrow as much as the plan needs."""
-        model, prefix = self.model, self.model.prefix_tokens
+        model, text = self.model, self.model.prefix_keys(self.conditioning)
+        prefix = model.prefix_tokens + (text[0].shape[3] if text else 0)
         if graphs is not None:
-            buffers = graphs.buffers(model, rows, prefix + sum(map(token_count, self.plan.schedule)))
+            dense = self.plan.key_capacity(0) if self.plan.course.by_clip else sum(map(token_count, self.plan.schedule))
+            buffers = graphs.buffers(model, rows, prefix + dense)
             if buffers is not None:
                 self.conditioning = graphs.hold("conditioning", self.conditioning)
                 self.layout = layout(self.conditioning)
@@ -132,13 +139,21 @@ class GenerationState:
                 buffer.keep_rows(rows)
             self.branch = branch
         for buffer in self.buffers:
-            gone = forgotten(self.plan.keys, len(buffer.sizes))
+            gone = self._out_of_view(group[0], len(buffer.sizes))
             if gone:
                 buffer.forget(gone)
+        if group[0].opens:
+            self.sandwich.signals.open_clip()
+
+    def _out_of_view(self, scale: ScalePlan, held: int) -> range:
+        """Returns which earlier appends of keys a scale no longer sees: by clips, all between the text and the newest."""
+        if self.plan.course.by_clip:
+            return range(1, held - 1) if scale.opens else range(0)
+        return forgotten(self.plan.keys, held)
 
     def step(self, group: Sequence[ScalePlan], positions: Sequence[Tensor | None], sizes: Sequence[int]) -> Step:
         """Returns what the blocks need: rotary factors of the tokens of all scales and how they attend."""
-        factors = [self.model.rotation(scale.index, self.plan.schedule, self.conditioning) for scale in group]
+        factors = [self.model.rotation(scale.step, self.plan.schedule, self.conditioning) for scale in group]
         if any(index is not None for index in positions):
             factors = [self._gathered(each, index) for each, index in zip(factors, positions, strict=True)]
         rotation = factors[0] if len(factors) == 1 or factors[0] is None else torch.cat(factors, dim=-2)
@@ -149,20 +164,25 @@ class GenerationState:
         return x.repeat(2, 1, 1) if self.branch == "both" else x
 
     def guided(self, x: Tensor, scale: ScalePlan) -> Tensor:
-        """Returns logits [B, N, ...] with temperature, then guidance w * cond + (1 - w) * uncond; decides on branches."""
+        """Returns logits [B, N, ...] with temperature, then guidance w * cond + (1 - w) * uncond; decides on branches.
+
+        Projected guidance adds w - 1 times another difference of the branches (backbones/guidance.py).
+        """
         index = scale.index
         weight, temperature = self.request.guidance[index], self.request.temperature[index]
         at_logits = 0 in self.request.guidance_layers
         if self.branch == "both" and (weight == 1 or not at_logits):
             conditioning = self.conditioning.keep_rows(slice(0, self.batch))
-            return self.model.logits(x[: self.batch], conditioning) / temperature
-        logits = self.model.logits(x, self.conditioning) / temperature
+            return self.model.logits(x[: self.batch], conditioning, index) / temperature
+        logits = self.model.logits(x, self.conditioning, index) / temperature
         if self.branch == "both":
             cond, uncond = logits[: self.batch], logits[self.batch :]
             self._compare_branches(x, cond, uncond, scale)
+            if self.request.projected is not None:
+                return cond + (weight - 1) * self._apart(cond, uncond)
             return weight * cond + (1 - weight) * uncond
         if self._difference is not None and self.branch == "cond" and weight != 1:
-            return logits + (weight - 1) * self._resized_difference(scale.grid)
+            return logits + (weight - 1) * self._resized_difference(scale.grid, logits.shape[2:])
         return logits
 
     def refined(self, codes: Tensor, x: Tensor, scale: ScalePlan) -> Tensor:
@@ -174,10 +194,10 @@ class GenerationState:
 
     def settle(self, scale: ScalePlan, latent: Tensor, x: Tensor, logits: Tensor) -> None:
         """Records what later scales look at."""
-        self._done = scale.index + 1
+        self._done += 1
         signals = self.sandwich.signals
         if LATENT in scale.records:
-            signals.record_latent(latent)
+            signals.record_latent(scale.clip(latent))
         if HIDDEN in scale.records:
             signals.hidden, signals.hidden_grid = x, scale.grid
         if LOGITS in scale.records:
@@ -205,13 +225,18 @@ class GenerationState:
             if bool((discrepancy(*pair, metric=rule.metric) < rule.threshold).all()):
                 self._single_from = scale.index + 1
         if rule.replacement == "extrapolate":
-            self._difference = (cond - uncond, scale.grid)
+            self._difference = (self._apart(cond, uncond), scale.grid)
 
-    def _resized_difference(self, grid: Grid) -> Tensor:
+    def _apart(self, cond: Tensor, uncond: Tensor) -> Tensor:
+        limit = self.request.projected
+        return cond - uncond if limit is None else projected_difference(cond, uncond, limit=limit)
+
+    def _resized_difference(self, grid: Grid, shape: Sequence[int]) -> Tensor:
+        """Returns the last difference of the branches on a grid, repeated where tokens have more bits than there."""
         difference, source = self._difference
-        image = difference.flatten(2).transpose(1, 2).unflatten(2, source[1:])
-        resized = functional.interpolate(image, grid[1:], mode="bilinear", align_corners=False)
-        return resized.flatten(2).transpose(1, 2).unflatten(-1, difference.shape[2:])
+        resized = cached(difference.flatten(2), source, target=grid, interpolation="bilinear")
+        resized = resized.unflatten(-1, difference.shape[2:])
+        return resized.repeat_interleave(shape[0] // resized.shape[2], dim=2)
 
     def _gathered(self, factors: Tensor | None, index: Tensor | None) -> Tensor | None:
         if factors is None:
@@ -231,12 +256,15 @@ class GenerationState:
 
     def _attention(self, layer: int, group: Sequence[ScalePlan], sizes: Sequence[int]) -> Attention:
         buffer, share = self.buffers[layer], self.plan.keys.budget
+        kept = group[-1].context or not self.plan.course.by_clip
 
-        def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            keys, values = buffer.append(k, v)
+        def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, scale: float = 1.0) -> Tensor:
+            keys, values = buffer.append(k, v) if kept else buffer.beside(k, v)
+            if mask is not None:  # over the text, which comes first
+                return attend(q, keys, values, scale=scale, mask=functional.pad(mask, (0, keys.shape[2] - mask.shape[3])))
             if len(sizes) > 1:
                 return _attend_in_order(q, keys, values, sizes)
-            out = attend(q, keys, values, scale=1.0)
+            out = attend(q, keys, values, scale=scale)
             if share < 1:
                 self._shrink(buffer, q, group[0])
             return out

@@ -6,8 +6,9 @@ branches). Standard library only.
 
 from typing import TYPE_CHECKING
 
+from autoprune.clips import Course, clip_ranges
 from autoprune.errors import UserError, unknown_name
-from autoprune.rules import LATENT_SCORERS, ScalePruning
+from autoprune.rules import OF_LATENTS, KeyRule, ScalePruning
 
 if TYPE_CHECKING:
     from autoprune.policy import Policy
@@ -35,6 +36,23 @@ def check_schedule(policy: "Policy") -> None:
         _check_scale(policy, index, rule)
     _check_group(policy)
     _check_probe(policy)
+    _check_clips(policy)
+
+
+def check_course(policy: "Policy", course: Course) -> None:
+    """Raises UserError for repetitions that a backbone does not have, and for what needs keys that it does not keep."""
+    for scale, fewer in policy.fewer_repetitions.items():
+        if fewer >= course.times(scale):
+            raise UserError(
+                f"scale {scale} of {policy.backbone} runs {course.times(scale)} times and must run at least once, got {fewer} "
+                "repetitions fewer; leave out fewer, or use skip_last."
+            )
+    keyed = policy.group_from is not None or policy.keys.canonical() != KeyRule() or policy.probe is not None
+    if course.by_clip and keyed:
+        raise UserError(
+            f"scales of {policy.backbone} see no other scale of their clip, so none are decoded together, probed or short of "
+            "keys; leave group_from, probe and keys out."
+        )
 
 
 def _check_scale(policy: "Policy", index: int, rule: ScalePruning) -> None:
@@ -54,12 +72,15 @@ def _check_scale(policy: "Policy", index: int, rule: ScalePruning) -> None:
         raise UserError(f"ranks must name one share for each of the {chunks} chunks, got {len(rule.ranks)} at scale {index}.")
     if "delta" in rule.scorer and rule.chunk >= chunks:
         raise UserError(f"the chunk that delta looks at must be below {chunks}, got {rule.chunk} at scale {index}.")
-    for names, least in ((LATENT_SCORERS, 2), (("delta", "cond_uncond"), 1)):
+    start = next(scales.start for scales in clip_ranges(policy.scale_schedule) if index in scales)
+    for names, least in ((OF_LATENTS, 2), (("delta", "cond_uncond"), 1)):
         wanting = [name for name in names if rule.scorer.get(name)]
-        if wanting and index < least:
-            raise UserError(f"scorer {wanting[0]} looks back {least} scales; use it from scale {least} on, got scale {index}.")
-    if rule.restorer == "anchor" and index < 1:
-        raise UserError("the anchor restorer compares logits of the scale before; use it from scale 1 on, got scale 0.")
+        if wanting and index < start + least:
+            first = f"scale {start + least} on, got scale {index}"
+            raise UserError(f"scorer {wanting[0]} looks back {least} scales; use it from {first}.")
+    if rule.restorer == "anchor" and index == start:
+        first = f"scale {start + 1} on, got scale {start}"
+        raise UserError(f"the anchor restorer compares logits of the scale before; use it from {first}.")
     _check_branches(policy, index, rule)
 
 
@@ -92,6 +113,30 @@ def _check_group(policy: "Policy") -> None:
             raise UserError(f"scales decoded together know nothing of each other; score scale {index} by the latent.")
     if policy.guidance.branch == "adaptive" or policy.guidance.from_scale in range(first + 1, policy.run):
         raise UserError(f"no branch can be dropped within the scales {first} to {policy.run - 1} that are decoded together.")
+
+
+def _check_clips(policy: "Policy") -> None:
+    """Checks what clips ask for: the last scale of each is all that the next one sees, and only the last clip may end early."""
+    *earlier, last = clip_ranges(policy.scale_schedule)
+    for scale, fewer in policy.fewer_repetitions.items():
+        if not 0 <= scale < last.stop or isinstance(fewer, bool) or not isinstance(fewer, int) or fewer < 0:
+            raise UserError(
+                f"fewer_repetitions names scales 0 to {last.stop - 1} and whole numbers of at least 0, got {scale}: {fewer}."
+            )
+    for scales in earlier:
+        rule = policy.scales.get(scales[-1])
+        if rule is not None and (rule.keep < 1 or rule.ranks):
+            raise UserError(
+                f"scale {scales[-1]} ends a clip and is all that the next clip sees of it, so it runs dense; prune the scales "
+                "before it."
+            )
+    if earlier and policy.skip_last >= len(last):
+        most = len(last) - 1
+        raise UserError(f"a video skips scales at the end of its last clip only, at most {most}, got {policy.skip_last}.")
+    if earlier and policy.stop is not None and policy.stop.from_scale < last.start + 2:
+        raise UserError(
+            f"a video may stop from the third scale of its last clip on, scale {last.start + 2}, got {policy.stop.from_scale}."
+        )
 
 
 def _check_probe(policy: "Policy") -> None:

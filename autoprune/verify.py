@@ -130,7 +130,7 @@ def _from_file(choices: Choices, measured: Mapping[str, object]) -> dict[str, ob
 def _answer(choices: Choices, policy: Policy) -> Answer:
     prompts = _prompts(choices, policy.measured)
     backbone = _sampled(choices.load(), policy.provenance.get("sampling") or {})
-    policy.check_fits(backbone.name, backbone.depth, backbone.scale_schedule(), skippable=backbone.skippable)
+    backbone.check_policy(policy)
     conditions = device_conditions(backbone.device, backbone.dtype)
     elsewhere = policy.mismatches(conditions | {"batch": choices.batch})
     for sentence in _warnings(policy, backbone, elsewhere):

@@ -63,7 +63,7 @@ def test_the_need_is_what_the_widest_step_holds_by_hand() -> None:
     assert decode_need(tokenizer, (32, 64, 64)) == 2 * channels * 1024**2 + (4 + 2) * 32 * 64**2
 
 
-@pytest.mark.parametrize("name", list(RELEASED))
+@pytest.mark.parametrize("name", [name for name, spec in RELEASED.items() if not spec.family.tokenizer.streams])
 def test_no_decode_needs_more_than_the_quick_bound(name: str) -> None:
     spec = RELEASED[name]
     with torch.device("meta"):

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_star import star
 
 from autoprune.backbones import Backbone
 from autoprune.backbones.bsq_tokenizer import TokenizerConfig
@@ -63,7 +64,7 @@ def hart() -> Backbone:
     return random_backbone("hart", spec, CPU)
 
 
-@pytest.mark.parametrize("family", [infinity, var, hart], ids=lambda family: family.__name__)
+@pytest.mark.parametrize("family", [infinity, var, hart, star], ids=lambda family: family.__name__)
 def test_trials_that_start_where_others_were_are_bit_identical_in_the_family(family) -> None:  # noqa: ANN001
     backbone, shared, later = family(), SharedPrefixes(1000, device=torch.device("cpu")), 0
     space, rng = space_for(read_space(SPACES / "unified.yaml"), backbone), np.random.default_rng(2)
@@ -83,7 +84,7 @@ def test_trials_that_start_where_others_were_are_bit_identical_in_the_family(fam
     assert later > 0
 
 
-@pytest.mark.parametrize("family", [infinity, var, hart], ids=lambda family: family.__name__)
+@pytest.mark.parametrize("family", [infinity, var, hart, star], ids=lambda family: family.__name__)
 def test_a_study_measures_the_presets_and_exports_policies_of_the_family(tmp_path: Path, family) -> None:  # noqa: ANN001
     backbone = family()
     (tmp_path / "prompts.txt").write_text("\n".join(map(str, range(40))))

@@ -12,6 +12,7 @@ LEVELS = dict.fromkeys(
     (
         "errors",
         "files",
+        "clips",
         "noise",
         "rules",
         "validity",

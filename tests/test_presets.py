@@ -10,7 +10,8 @@ import pytest
 
 from autoprune.backbones.official import RELEASED
 from autoprune.backbones.schedules import ASPECT_RATIOS, PIXEL_BUDGETS, scale_schedule
-from autoprune.policy import BranchRule, Policy, ScalePruning, kept_count
+from autoprune.clips import Course
+from autoprune.policy import BranchRule, Policy, ScalePruning, kept_count, token_count
 from autoprune.pruning.plan import ScalePlan, compile_plan
 from autoprune.pruning.selection import anchor_index
 from autoprune.search.rank_table import PUBLISHED, rank_table
@@ -163,6 +164,58 @@ def test_section_10_4_faststar_keeps_its_ratios_on_the_last_four_scales(target: 
     assert kept(preset("faststar", target).policy) == {9: 820, 10: 1120, 11: 1383, 12: 1229}
 
 
+VIDEOS = {
+    name: Target(name, 36, schedule, course=Course((3,) * (len(schedule) // 2 + 12) + tail, by_clip=True), chunks=6)
+    for name, tail in (("infinitystar_480p", (2, 1)), ("infinitystar_720p", (2, 1, 1)))
+    for schedule in [RELEASED[name].schedule_for(0.571, 81)]
+}
+LATE = {"infinitystar_480p": (4032, 8064, 12384, 9540), "infinitystar_720p": (9216, 14448, 19080, 21600)}
+videos = pytest.mark.parametrize("name", VIDEOS)
+
+
+@videos
+def test_section_1_2_fastvar_on_videos_is_the_known_port(name: str) -> None:
+    target = VIDEOS[name]
+    policy, first = preset("fastvar-video", target).policy, target.count - 4
+    assert kept(policy) == dict(zip(range(first, target.count), LATE[name], strict=True)) and policy.skip_last == 0
+    for rule in policy.scales.values():
+        assert (rule.layers, rule.cache_scale, rule.interpolation) == ((4, 30), first - 1, "area")
+        assert (rule.granularity, dict(rule.scorer), rule.dense_repetitions) == ("sublayer", {"dc": 1.0}, 1)
+
+
+@videos
+def test_sections_2_and_10_4_stepvar_and_faststar_prune_the_same_tokens_of_videos(name: str) -> None:
+    target = VIDEOS[name]
+    step, fast = (preset(each, target).policy for each in ("stepvar-video", "faststar"))
+    assert kept(step) == kept(fast) == dict(zip(range(target.count - 4, target.count), LATE[name], strict=True))
+    assert {dict(rule.scorer).popitem() for rule in fast.scales.values()} == {("spatiotemporal", 1.0)}
+    assert {(rule.granularity, rule.restorer) for rule in fast.scales.values()} == {("scale", "zero_residual")}
+    assert {(rule.granularity, rule.restorer) for rule in step.scales.values()} == {("scale", "nearest")}
+
+
+@videos
+def test_section_3_2_stagevar_on_videos_projects_the_last_scale_and_drops_the_condition_of_three(name: str) -> None:
+    target = VIDEOS[name]
+    policy, last = preset("stagevar-video", target).policy, target.count - 1
+    assert policy.guidance == BranchRule("uncond", target.count - 3) and list(policy.scales) == [last]
+    rule, tokens = policy.scales[last], token_count(target.scale_schedule[last])
+    assert (rule.reducer, rule.restorer, rule.cache_scale, rule.ranks) == ("project", "cached_state", last - 1, ())
+    assert planned(policy)[last].kept_chunks == (int(0.1 * tokens) + 1,) * 6
+
+
+@videos
+def test_videos_have_no_preset_that_decodes_scales_together_and_images_none_of_theirs(name: str) -> None:
+    definition = read_space(FILES[0].parent / "unified.yaml")
+    own = {setting.name for setting in definition.presets if setting.videos}
+    names = {found.name for found in SearchSpace(definition, VIDEOS[name]).presets()}
+    assert own and own <= names and "lazyvar" not in names and "lazyvar-no-group" in names
+    assert own.isdisjoint(found.name for found in SearchSpace(definition, INFINITY["infinity2b"]).presets())
+    once = preset("once-each-4", VIDEOS[name]).policy
+    times = VIDEOS[name].course.repetitions
+    assert all(times[scale] - fewer == 1 for scale, fewer in once.fewer_repetitions.items())
+    assert list(once.fewer_repetitions) == [scale for scale in range(len(times) - 4, len(times)) if times[scale] > 1]
+
+
 @both
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_section_12_4_skips_and_single_branches_count_from_the_end(target: Target, number: int) -> None:
@@ -228,7 +281,7 @@ def test_presets_whose_sources_leave_decisions_open_say_so() -> None:
     shown = read_space(FILES[0].parent / "unified.yaml").presets
     stated = {preset.name for preset in shown if not preset.inferred and not preset.control}
     skips = {f"{kind}-{number}" for kind in ("skip", "cond-only") for number in (1, 2, 3)}
-    own = {"fastvar", "fastvar-hart", "stagevar-a", "stagevar-ab", "stagevar", "sparsevar", "sparsevar-0.5"}
+    own = {"fastvar", "fastvar-hart", "stagevar-video", "stagevar-a", "stagevar-ab", "stagevar", "sparsevar", "sparsevar-0.5"}
     assert stated == own | skips
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from autoprune.pruning.restorers import nearest_anchor, nearest_kept
+from autoprune.pruning.restorers import cached, nearest_anchor, nearest_kept
 from autoprune.pruning.selection import anchor_index
 
 Grid = tuple[int, int, int]
@@ -152,3 +152,22 @@ def test_upsampling_takes_the_positions_of_nearest_interpolation(old: int, new: 
     _, cosine = nearest_anchor(logits, (1, old, old), (1, new, new), new)
     same = torch.stack([expected == expected[anchor] for anchor in anchors]).any(dim=0)
     torch.testing.assert_close(cosine[0], same.float())
+
+
+@pytest.mark.parametrize(("interpolation", "mode"), [("area", "area"), ("nearest", "nearest"), ("bilinear", "trilinear")])
+@pytest.mark.parametrize(("grid", "target"), [((4, 3, 5), (4, 6, 7)), ((1, 3, 5), (4, 6, 7)), ((6, 4, 4), (4, 5, 3))])
+def test_videos_are_resized_in_three_dimensions(interpolation: str, mode: str, grid: Grid, target: Grid) -> None:
+    cache = torch.randn(2, len(places(grid)), 3, generator=torch.Generator().manual_seed(0))
+    options = {"align_corners": False} if mode == "trilinear" else {}
+    volume = cache.view(2, *grid, 3).permute(0, 4, 1, 2, 3)
+    expected = torch.nn.functional.interpolate(volume, size=target, mode=mode, **options).permute(0, 2, 3, 4, 1)
+    ours = cached(cache, grid, target=target, interpolation=interpolation)
+    torch.testing.assert_close(ours, expected.reshape(2, -1, 3))
+
+
+def test_frames_are_resized_apart_where_there_are_as_many() -> None:
+    cache = torch.randn(2, 3 * 20, 5, generator=torch.Generator().manual_seed(1))
+    whole = cached(cache, (3, 4, 5), target=(3, 7, 8), interpolation="bicubic").view(2, 3, 56, 5)
+    for frame in range(3):
+        alone = cached(cache.view(2, 3, 20, 5)[:, frame], (1, 4, 5), target=(1, 7, 8), interpolation="bicubic")
+        torch.testing.assert_close(whole[:, frame], alone)

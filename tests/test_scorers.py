@@ -72,8 +72,9 @@ def naive_texture(x: np.ndarray, context: ScoreContext) -> list:
 
 
 def naive_change(old: np.ndarray, new: np.ndarray, metric: str) -> float:
-    if metric == "latent_cos":
-        return 1 - old @ new / np.sqrt((old @ old) * (new @ new))
+    if metric in ("latent_cos", "spatiotemporal"):
+        turn = 1 - old @ new / np.sqrt((old @ old) * (new @ new))
+        return turn if metric == "latent_cos" else np.sqrt(turn**2 + 1)
     length = np.sqrt(sum((new - old) ** 2))
     return length if metric == "latent_l2" else length / (np.sqrt(old @ old) + 1e-6)
 
@@ -121,7 +122,7 @@ NAIVE = {
     "norm": naive_norm,
     "delta": naive_delta,
     "cond_uncond": naive_cond_uncond,
-} | {name: lambda x, context, name=name: naive_latent(x, context, name) for name in rules.LATENT_SCORERS}
+} | {name: lambda x, context, name=name: naive_latent(x, context, name) for name in rules.OF_LATENTS}
 
 
 def test_every_scorer_but_the_random_one_has_a_naive_loop() -> None:
@@ -219,6 +220,43 @@ def test_latent_scores_are_averaged_over_regions(grid: tuple[int, int, int], reg
     np.testing.assert_allclose(SCORERS["latent_l2"](x, context), expected, rtol=1e-5)
 
 
+def clip_of(*, before: bool) -> Signals:
+    latents = [normal(2, 6, 3, *LATENT, seed=seed) for seed in (1, 2)]
+    return Signals(latents=latents, before=normal(2, 6, 1, *LATENT, seed=3) if before else None)
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["after another clip", "first clip"])
+def test_spatiotemporal_scores_compare_with_the_frame_before_and_across_clips(before: bool) -> None:
+    signals, grid = clip_of(before=before), (3, 9, 10)
+    context = replace(context_of(grid), signals=signals)
+    old, new = (latent.double().numpy() for latent in signals.latents)
+    expected = np.empty((2, *grid))
+    for b, t, i, j in np.ndindex(*expected.shape):
+        here = new[b, :, t, i, j]
+        earlier = new[b, :, t - 1, i, j] if t else signals.before.double().numpy()[b, :, 0, i, j] if before else None
+        across = 1.0 if earlier is None else naive_change(earlier, here, "latent_cos")
+        expected[b, t, i, j] = np.hypot(naive_change(old[b, :, t, i, j], here, "latent_cos"), across)
+    ours = SCORERS["spatiotemporal"](tokens(grid), context)
+    np.testing.assert_allclose(ours, np.tile(expected.reshape(2, -1), (2, 1)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", rules.LATENT_SCORERS)
+def test_latent_scores_of_a_clip_are_those_of_its_frames(name: str) -> None:
+    signals, grid = clip_of(before=False), (3, 4, 5)
+    ours = SCORERS[name](tokens(grid), replace(context_of(grid), signals=signals)).view(4, 3, 20)
+    for frame in range(3):
+        image = Signals(latents=[latent[:, :, frame] for latent in signals.latents])
+        alone = SCORERS[name](tokens((1, 4, 5)), replace(context_of((1, 4, 5)), signals=image))
+        torch.testing.assert_close(ours[:, frame], alone)
+
+
+def test_a_clip_opens_with_the_last_frame_of_the_one_before() -> None:
+    signals = clip_of(before=False)
+    last = signals.latents[-1][:, :, -1:]
+    signals.open_clip()
+    assert torch.equal(signals.before, last) and signals.latents == []
+
+
 def test_latents_are_compared_in_float32() -> None:
     context = context_of((1, 9, 10))
     context.signals.latents[1] = context.signals.latents[0].bfloat16()
@@ -247,7 +285,7 @@ def test_cond_uncond_without_both_branches_is_a_user_error() -> None:
         SCORERS["cond_uncond"](tokens((1, 4, 4)), context)
 
 
-@pytest.mark.parametrize("name", [*rules.LATENT_SCORERS, "delta", "cond_uncond"])
+@pytest.mark.parametrize("name", [*rules.OF_LATENTS, "delta", "cond_uncond"])
 @pytest.mark.parametrize("signals", [None, Signals()])
 def test_scorers_of_earlier_scales_say_when_nothing_was_left(name: str, signals: Signals | None) -> None:
     with pytest.raises(UserError, match=f"scorer {name} needs .* at scale 5"):

@@ -19,7 +19,8 @@ FLASH = {"flash_attn_3": ("flash_attn_interface", (9, 0), (9, 1)), "flash_attn_2
 def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float, mask: Tensor | None = None) -> Tensor:
     """Returns softmax(scale * q k^T + mask) v.
 
-    q [R, H, L, D]; k, v [R, H, K, D]; mask is additive and broadcasts to [R, H, L, K]. Result [R, H, L, D].
+    q [R, H, L, D]; k, v [R, G, K, D], H a multiple of G, of which each serves H / G queries in a row; mask is additive and
+    broadcasts to [R, H, L, K]. Result [R, H, L, D].
     """
     name = attention_backend(q, mask)
     return sdpa_attention(q, k, v, scale=scale, mask=mask) if name == SDPA else flash_attention(q, k, v, scale=scale, name=name)
@@ -63,7 +64,8 @@ def explicit_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, mask: T
 def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, mask: Tensor | None = None) -> Tensor:
     """PyTorch's fused attention, as `attend`."""
     mask = None if mask is None else mask.to(q.dtype)
-    return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    grouped = k.shape[1] != q.shape[1]
+    return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=grouped)
 
 
 @cache

@@ -74,6 +74,8 @@ class QuantisationStep:
 class BSQTokenizer(nn.Module):
     """Encoder, residual binary quantiser, decoder. Latents are float32 [B, bits, H, W] on the last scale's VAE grid."""
 
+    streams = False
+
     def __init__(self, config: TokenizerConfig, *, with_encoder: bool = True) -> None:
         super().__init__()
         self.config = config

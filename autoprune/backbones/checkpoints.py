@@ -135,6 +135,8 @@ def _unwrapped(content: object, path: Path) -> State:
 
 _MARKS = {
     "semantic_head2": "an InfinityStar transformer",
+    ".attn.q_proj": "an InfinityStar transformer",
+    "lfq_semantic": "an InfinityStar tokenizer",
     "text_proj_for_sos": "an Infinity transformer",
     "context_embed": "a HART transformer",
     "class_emb": "a VAR transformer",

@@ -60,8 +60,10 @@ def decode(tokenizer: Tokenizer, latent: Tensor, options: Decoding) -> Tensor:
 
 
 def decode_plan(tokenizer: Tokenizer, latent: Tensor, options: Decoding) -> DecodePlan:
-    """Returns how this decode would run now. On the meta device everything fits."""
+    """Returns how this decode would run now. On the meta device everything fits; videos are decoded one after the other."""
     batch, device = len(latent), latent.device
+    if tokenizer.streams:
+        return DecodePlan(1, strips=False, compiled=False)
     compiled = device.type == "cuda" and options.compiler == "auto"
     free = options.memory_mb * 2**20 or USABLE * free_memory(device)
     if batch * _ceiling(tokenizer, latent) <= free:

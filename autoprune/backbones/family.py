@@ -1,4 +1,4 @@
-"""What a family of generators supplies to the one scale loop. Infinity, VAR and HART differ in nothing else."""
+"""What a family of generators supplies to the one scale loop. Infinity, VAR, HART and InfinityStar differ in nothing else."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol, Self
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from autoprune.backbones.cnn_autoencoder import Network
 from autoprune.backbones.kv_buffer import KeyValueBuffer
+from autoprune.clips import ONCE_EACH, Course
 from autoprune.policy import Grid
 
 Schedule = tuple[Grid, ...]
@@ -38,6 +39,12 @@ class Transformer(Protocol):
     prefix_tokens: int
     refines: bool
 
+    def course(self, schedule: Schedule) -> Course:
+        """Returns how it runs through a schedule (clips.py)."""
+
+    def prefix_keys(self, conditioning: Conditioning) -> Sequence[Tensor]:
+        """Returns what stands before all scales, keys and values [2, R, H, T, D] of every block; nothing for most families."""
+
     @property
     def depth(self) -> int: ...
 
@@ -60,11 +67,11 @@ class Transformer(Protocol):
     def embed(self, tokens: Tensor, scale: int) -> Tensor:
         """Embeds the latents [B, N, d] of a scale >= 1 -> [B, N, C]."""
 
-    def rotation(self, scale: int, schedule: Schedule, conditioning: Conditioning) -> Tensor | None:
-        """Returns the rotary factors of a scale, [2, N, D] or by row [2, R, 1, N, D]; None without rotary positions."""
+    def rotation(self, step: int, schedule: Schedule, conditioning: Conditioning) -> Tensor | None:
+        """Returns the rotary factors of a run of a scale, [2, N, D] or by row [2, R, 1, N, D]; None where there are none."""
 
-    def logits(self, x: Tensor, conditioning: Conditioning) -> Tensor:
-        """x [R, N, C] -> float32 logits [R, N, d, 2] of bits or [R, N, V] of codes."""
+    def logits(self, x: Tensor, conditioning: Conditioning, scale: int = 0) -> Tensor:
+        """x [R, N, C] of a scale -> float32 logits [R, N, d, 2] of bits or [R, N, V] of codes."""
 
     def refined(self, codes: Tensor, x: Tensor, draw: "ResidualDraw", *, weight: float) -> Tensor:
         """Returns the codes [B, d, h, w] of the last scale with the residual that belongs to hidden states x [R, N, C].
@@ -74,25 +81,43 @@ class Transformer(Protocol):
 
 
 class Tokenizer(Protocol):
-    """Latents are float32 [B, d, H, W] on the last scale's grid."""
+    """Latents are float32 [B, d, H, W] on the last scale's grid, of videos [B, d, T, H, W]; scales work on those of their clip.
+
+    `streams`: whether it decodes a few frames at a time by itself.
+    """
+
+    streams: bool
 
     @property
     def channels(self) -> int:
         """d of the latent."""
 
-    def latent_size(self, schedule: Schedule) -> tuple[int, int]: ...
+    def latent_size(self, schedule: Schedule) -> tuple[int, ...]: ...
 
     def codes(self, drawn: Tensor, scale: int) -> Tensor:
-        """Drawn bits or code numbers [B, h, w, ...] -> codes [B, d, h', w']."""
+        """Drawn bits or code numbers [B, (t,) h, w, ...] -> codes [B, d, (t,) h', w']."""
 
     def accumulate(self, latent: Tensor, codes: Tensor, scale: int, count: int) -> Tensor:
         """Adds the codes of a scale of `count` to the latent."""
 
     def next_tokens(self, latent: Tensor, grid: Grid) -> Tensor:
-        """Latent -> transformer input of a scale [B, h * w, d]."""
+        """Latent -> transformer input of a scale [B, N, d]."""
 
     def decode(self, latent: Tensor, run: Network = nn.Module.__call__) -> Tensor:
-        """Latent -> images [B, 3, h, w] float32 in [-1, 1]; `run(decoder, x)` applies the network (backbones/decoding.py)."""
+        """Latent -> images [B, 3, h, w] or videos [B, 3, F, h, w], float32 in [-1, 1]; `run(decoder, x)` applies the network
+        (backbones/decoding.py)."""
+
+
+class OneClip:
+    """What families of images have in common: every scale runs once, sees all earlier ones, and nothing stands before them."""
+
+    def course(self, schedule: Schedule) -> Course:
+        """Returns that every scale runs once."""
+        return ONCE_EACH
+
+    def prefix_keys(self, conditioning: Conditioning) -> Sequence[Tensor]:
+        """Returns nothing."""
+        return ()
 
 
 ResidualDraw = Callable[[int, tuple[int, ...]], Tensor]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from autoprune.backbones.backbone import Sampling
 from autoprune.backbones.context import ContextFeatures
-from autoprune.backbones.family import ResidualDraw, Schedule
+from autoprune.backbones.family import OneClip, ResidualDraw, Schedule
 from autoprune.backbones.hart_layers import (
     LlamaAttention,
     LlamaFeedForward,
@@ -154,7 +154,7 @@ class Block(nn.Module):
         return step.add(x, feed_forward, site=site(layer, "ffn"))
 
 
-class Hart(nn.Module):
+class Hart(OneClip, nn.Module):
     """The transformer. Blocks may be in a lower precision; text, embeddings and both heads stay in float32."""
 
     refines = True
@@ -232,7 +232,7 @@ class Hart(nn.Module):
             angles = grid_angles(schedule[scale], schedule[-1], positions[:, -1], head_width)
         return rotary_factors(angles, self.compute_dtype)
 
-    def logits(self, x: Tensor, conditioning: Conditioning) -> Tensor:
+    def logits(self, x: Tensor, conditioning: Conditioning, scale: int = 0) -> Tensor:
         """x [R, N, C] -> float32 logits [R, N, vocabulary]."""
         with without_autocast(x.device):
             gain, shift = conditioning.head_modulation

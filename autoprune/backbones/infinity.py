@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from autoprune.backbones.attention import attend
+from autoprune.backbones.family import OneClip
 from autoprune.backbones.kv_buffer import KeyValueBuffer
 from autoprune.backbones.layers import CrossAttention, FeedForward, RMSNorm, SelfAttention, TextPool, modulate, without_autocast
 from autoprune.backbones.rope import gather_rotation, rotation
@@ -65,11 +66,14 @@ class Conditioning:
 
 @dataclass(frozen=True)
 class Step:
-    """What the blocks need at one scale: positions, how a sublayer's output is added, how queries meet earlier keys."""
+    """What the blocks need at one scale: positions, how a sublayer's output is added, how queries meet earlier keys.
+
+    `attention(layer)` takes q, k, v, a mask over what stands before all scales (None: no padding) and the scale of products.
+    """
 
     rotation: Tensor | None
     add: Addition
-    attention: Callable[[int], Callable[[Tensor, Tensor, Tensor], Tensor]]
+    attention: Callable[[int], Callable[..., Tensor]]
 
     def rotation_of(self, kept: Tensor | None) -> Tensor | None:
         """Returns the positions of kept tokens [R, M], of all for None; None where there are none."""
@@ -120,7 +124,7 @@ class BlockChunk(nn.Module):
         self.module = nn.ModuleList(blocks)
 
 
-class Infinity(nn.Module):
+class Infinity(OneClip, nn.Module):
     """The transformer. Blocks may be in a lower precision; text, embeddings and head stay in float32 (as released)."""
 
     prefix_tokens = 0
@@ -210,7 +214,7 @@ class Infinity(nn.Module):
         head_width = self.config.width // self.config.heads
         return rotation(schedule[scale], position_frame(schedule), head_width, self.pos_start.device, self.compute_dtype)
 
-    def logits(self, x: Tensor, conditioning: Conditioning) -> Tensor:
+    def logits(self, x: Tensor, conditioning: Conditioning, scale: int = 0) -> Tensor:
         """x [R, N, C] -> float32 logits [R, N, token bits, 2]; outputs 2j and 2j + 1 score bit j being 0 and 1."""
         with without_autocast(x.device):
             gain, shift = (part.float() for part in conditioning.head_modulation)

@@ -28,6 +28,10 @@ class KeyValueBuffer:
         self.sizes.append(k.shape[2])
         return self.keys[:, :, :end], self.values[:, :, :end]
 
+    def beside(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns all keys and values so far with k, v [R, H, L, D] behind them, which are not kept."""
+        return torch.cat((self.keys[:, :, : self.length], k), 2), torch.cat((self.values[:, :, : self.length], v), 2)
+
     def held(self) -> HeldKeys:
         """Returns views of all keys and values so far and the tokens of each append."""
         return self.keys[:, :, : self.length], self.values[:, :, : self.length], tuple(self.sizes)

@@ -81,6 +81,8 @@ def fill_at_random(model: nn.Module, placement: Placement) -> None:
         value = torch.empty(tensor.shape, dtype=placement.dtype_of(key), device=placement.device)
         if key.endswith("scale_mul_1H11"):
             value.fill_(4.0).log_()
+        elif key.endswith(("gamma", "scale_learnable_parameters")):
+            value.fill_(1.0)
         elif tensor.dim() > 1:
             value.normal_(0, tensor[0].numel() ** -0.5, generator=generator)
         else:

@@ -3,16 +3,18 @@
 from dataclasses import replace
 from functools import partial
 
-from autoprune.backbones import hart
+from autoprune.backbones import hart, infinitystar
 from autoprune.backbones.backbone import Sampling
 from autoprune.backbones.bsq_tokenizer import BSQTokenizer, TokenizerConfig
 from autoprune.backbones.context import RandomContext
 from autoprune.backbones.hart import HART_0_7B, HART_SAMPLING, Hart, HartConfig
 from autoprune.backbones.infinity import Infinity, TransformerConfig
+from autoprune.backbones.infinitystar import STAR_8B_480P, STAR_8B_720P, InfinityStar, StarConfig
 from autoprune.backbones.qwen_text import qwen_encoder
 from autoprune.backbones.released import BackboneSpec, Family, ReleasedFiles
 from autoprune.backbones.schedules import pixel_budget_schedules
 from autoprune.backbones.sizes import tokenizer_state, transformer_state
+from autoprune.backbones.star_schedules import FRAMES_PER_SECOND, video_schedules
 from autoprune.backbones.t5_text import RandomTextEncoder, t5_encoder
 from autoprune.backbones.var import (
     VAR,
@@ -26,6 +28,7 @@ from autoprune.backbones.var import (
     read_labels,
     state_without_masks,
 )
+from autoprune.backbones.video_tokenizer import VideoTokenizer, VideoTokenizerConfig
 from autoprune.backbones.vq_tokenizer import VQConfig, VQTokenizer
 
 INFINITY = Family(
@@ -37,7 +40,7 @@ INFINITY = Family(
     random_text=lambda spec, target: RandomTextEncoder(spec.transformer.text_width, device=target.device),
 )
 _INFINITY_SOURCE = "FoundationVision/Infinity on Hugging Face"
-_T5 = ("flan-t5-xl", "flan-t5-xl-official", "text_encoder")
+_T5 = ("flan-t5-xl", "flan-t5-xl-official", "text_encoder/flan-t5-xl-official", "text_encoder")
 _LARGE = TransformerConfig(width=3584, heads=28, depth=40, chunks=8, token_bits=56)
 _PATCHIFIED = TokenizerConfig(bits=14, channel_multipliers=(1, 2, 4, 4), patchify=True)
 _PATCHIFIED_FILE = ("infinity_vae_d56_f8_14_patchify.pth",)
@@ -82,6 +85,14 @@ HART_FAMILY = Family(
     ),
     configured=lambda spec, fields: hart_sized(spec, HartConfig.from_fields(fields)),
 )
+STAR_FAMILY = Family(
+    transformer=InfinityStar,
+    tokenizer=VideoTokenizer,
+    transformer_state=lambda config: partial(infinitystar.transformer_state, config=config),
+    tokenizer_state=lambda model: dict,
+    text=lambda spec, folder, target, options: t5_encoder(folder, target, options),
+    random_text=lambda spec, target: RandomTextEncoder(spec.transformer.text_width, device=target.device),
+)
 VAR_FAMILY = Family(
     transformer=VAR,
     tokenizer=VQTokenizer,
@@ -125,7 +136,38 @@ def _var(name: str, config: VARConfig) -> BackboneSpec:
     )
 
 
+def star_caption(prompt: str, sampling: Sampling) -> str:
+    """Returns a prompt as the released scripts of InfinityStar complete it: its seconds in front, none for an image
+    (inferred).
+    """
+    seconds = ((sampling.frames or 1) - 1) // FRAMES_PER_SECOND
+    head = f"<<<t={seconds}s>>>" if seconds else ""
+    return f"{head}{prompt}, Close-up on big objects, emphasize scale and detail"
+
+
+def _star(config: StarConfig, folder: str, *, detail_places: int) -> BackboneSpec:
+    scales = len(config.image_repetitions)
+    return BackboneSpec(
+        family=STAR_FAMILY,
+        transformer=config,
+        tokenizer=VideoTokenizerConfig(detail_places=detail_places),
+        sampling=Sampling(
+            guidance=34.0,
+            projected=0.05,
+            temperature=(1.0,) * scales + (0.4,) * scales * _MOST_CLIPS,
+            h_div_w=0.571,
+            frames=5 * FRAMES_PER_SECOND + 1,
+        ),
+        schedule_for=video_schedules(scales),
+        files=ReleasedFiles((folder,), ("infinitystar_videovae.pth",), "FoundationVision/InfinityStar on Hugging Face", _T5),
+        caption=star_caption,
+    )
+
+
+_MOST_CLIPS = 12  # of five seconds each; the authors go to one at 720p, to two at 480p
 _VAR_SIZES = {"var_d16": VAR_D16, "var_d20": VAR_D20, "var_d24": VAR_D24, "var_d30": VAR_D30, "var_d36": VAR_D36}
 RELEASED = {"infinity2b": INFINITY_2B, "infinity8b": INFINITY_8B, "infinity8b_512": INFINITY_8B_512}
 RELEASED["hart"] = HART
+RELEASED["infinitystar_480p"] = _star(STAR_8B_480P, "infinitystar_8b_480p_weights", detail_places=350)
+RELEASED["infinitystar_720p"] = _star(STAR_8B_720P, "infinitystar_8b_720p_weights", detail_places=750)
 RELEASED |= {name: _var(name, config) for name, config in _VAR_SIZES.items()}

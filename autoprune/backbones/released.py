@@ -63,14 +63,15 @@ class Family:
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """Sizes, sampling defaults, schedules and files of a backbone."""
+    """Sizes, sampling defaults, schedules and files of a backbone, and the form that its authors bring prompts to."""
 
     family: Family
     transformer: object
     tokenizer: object
     sampling: Sampling
-    schedule_for: Callable[[float], Schedule]
+    schedule_for: Callable[..., Schedule]
     files: ReleasedFiles
+    caption: Callable[[str, Sampling], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -130,9 +131,9 @@ def _backbone(
 ) -> Backbone:
     transformer, tokenizer = (part.eval().requires_grad_(False) for part in parts)
     for network in (getattr(tokenizer, "encoder", None), tokenizer.decoder):
-        if network is not None:
+        if network is not None and not tokenizer.streams:
             network.to(memory_format=torch.channels_last)
-    return Backbone(name, transformer, tokenizer, encoder, spec.sampling, spec.schedule_for, revision)
+    return Backbone(name, transformer, tokenizer, encoder, spec.sampling, spec.schedule_for, revision, caption=spec.caption)
 
 
 def _found(folder: Path, names: tuple[str, ...], backbone: str, files: ReleasedFiles) -> Path:

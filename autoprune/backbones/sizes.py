@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -10,6 +11,15 @@ from autoprune.backbones.bsq_tokenizer import TokenizerConfig, wrapped_keys
 from autoprune.backbones.infinity import TransformerConfig
 
 State = Mapping[str, Tensor]
+
+
+class Nesting(Protocol):
+    """How many blocks there are, in how many chunks."""
+
+    depth: int
+    chunks: int
+
+
 OBSOLETE = ("lvl_1L", "attn_bias_for_masking", "Infinity_visible_kvlen", "Infinity_invisible_qlen")
 _BLOCK = re.compile(r"(?:block_chunks\.(\d+)\.module|blocks)\.(\d+)\.")
 
@@ -52,9 +62,9 @@ def transformer_state(state: dict[str, Tensor], *, config: TransformerConfig) ->
 
     The unconditional text takes the length of `config`, as the official loader does: cut, or continued at random.
     """
-    kept = {_nested(key, config): value for key, value in state.items() if key not in OBSOLETE}
+    kept = {nested_key(key, config): value for key, value in state.items() if key not in OBSOLETE}
     if "cfg_uncond" in kept:
-        kept["cfg_uncond"] = _resized_text(kept["cfg_uncond"], config.text_max_length)
+        kept["cfg_uncond"] = resized_text(kept["cfg_uncond"], config.text_max_length)
     return kept
 
 
@@ -63,7 +73,8 @@ def tokenizer_state(state: dict[str, Tensor], *, expected: State) -> dict[str, T
     return wrapped_keys(state, expected)
 
 
-def _nested(key: str, config: TransformerConfig) -> str:
+def nested_key(key: str, config: Nesting) -> str:
+    """Returns a key with its block where `config` has it: in one list, or in chunks of blocks."""
     found = _BLOCK.match(key)
     if found is None or (found[1] is None) == (config.chunks == 1):
         return key
@@ -73,7 +84,8 @@ def _nested(key: str, config: TransformerConfig) -> str:
     return place + key[found.end() :]
 
 
-def _resized_text(rows: Tensor, length: int) -> Tensor:
+def resized_text(rows: Tensor, length: int) -> Tensor:
+    """Returns the unconditional text [T, width] with another length: cut, or continued at random."""
     if len(rows) >= length:
         return rows[:length]
     generator = torch.Generator().manual_seed(0)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from autoprune.backbones.backbone import Sampling
+from autoprune.backbones.family import OneClip
 from autoprune.backbones.infinity import Step
 from autoprune.backbones.kv_buffer import KeyValueBuffer
 from autoprune.backbones.layers import FeedForward, SelfAttention, modulate, without_autocast
@@ -144,7 +145,7 @@ class Block(nn.Module):
         return step.add(x, feed_forward, site=site(layer, "ffn"))
 
 
-class VAR(nn.Module):
+class VAR(OneClip, nn.Module):
     """The transformer. Blocks may be in a lower precision; embeddings and head stay in float32."""
 
     prefix_tokens = 0
@@ -214,7 +215,7 @@ class VAR(nn.Module):
     def rotation(self, scale: int, schedule: tuple[Grid, ...], conditioning: Conditioning | None = None) -> None:
         """Returns None: positions are embedded."""
 
-    def logits(self, x: Tensor, conditioning: Conditioning) -> Tensor:
+    def logits(self, x: Tensor, conditioning: Conditioning, scale: int = 0) -> Tensor:
         """x [R, N, C] -> float32 logits [R, N, vocabulary]."""
         with without_autocast(x.device):
             return self.head(modulate(x.float(), *conditioning.head_modulation))

@@ -48,6 +48,8 @@ class VQConfig:
 class VQTokenizer(nn.Module):
     """Encoder, residual quantiser, decoder. Latents are float32 [B, C, H, W] on the last scale's grid."""
 
+    streams = False
+
     def __init__(self, config: VQConfig, *, with_encoder: bool = True) -> None:
         super().__init__()
         self.config = config

@@ -12,6 +12,7 @@ from torch import nn
 
 from autoprune.backbones import Backbone
 from autoprune.backbones.family import Features, Transformer
+from autoprune.backbones.infinitystar import InfinityStar
 from autoprune.backbones.layers import CrossAttention
 from autoprune.measure.held_keys import key_counts
 from autoprune.pruning.plan import WHOLE_SCALE, Plan, ScalePlan, chunk_site, site
@@ -35,9 +36,11 @@ class Refinement:
 class TransformerShape:
     """What decides the products of a transformer of `width` C and `depth` blocks, whatever its family.
 
-    `feed_forward` are the weights of that sublayer (gated or not), `crosses` whether blocks attend to the text, `embedding`
-    and `head` the weights that a sample's and a row's token meet, `level` those that number a scale, `prefix` the tokens in
-    front of the first scale.
+    `feed_forward` are the weights of that sublayer (gated or not), `crosses` whether blocks attend to the text, `embedding` and
+    `head` the weights that a sample's and a row's token meet, `level` those that number a scale, `prefix` the tokens in front
+    of the first scale. `projections` are the weights of self-attention where they are not 4 C^2, `key_width` the channels of
+    keys where they are not C; of every `clip` scales `early_scales` meet `early_head`; `prefixed`: whether the text runs
+    through the blocks before the first scale.
     """
 
     width: int
@@ -49,17 +52,29 @@ class TransformerShape:
     level: int = 0
     prefix: int = 0
     refinement: Refinement | None = None
+    projections: int = 0
+    key_width: int = 0
+    prefixed: bool = False
+    early_head: int = 0
+    early_scales: int = 0
+    clip: int = 0
+
+    def head_at(self, scale: int) -> int:
+        """Returns the weights of the head that a scale's tokens meet."""
+        return self.early_head if self.clip and scale % self.clip < self.early_scales else self.head
 
 
 @dataclass(frozen=True)
 class Workload:
     """`batch` samples guided by one weight a scale (all 1: one row a sample), `text_tokens` as cross-attention sees them,
-    padding included. `at_logits`: whether guidance combines logits, or hidden states inside the blocks."""
+    padding included, `prefix` those that run through the blocks before the first scale. `at_logits`: whether guidance combines
+    logits, or hidden states inside the blocks."""
 
     batch: int
     guidance: tuple[float, ...]
     text_tokens: int = 0
     at_logits: bool = True
+    prefix: int = 0
 
     @property
     def guided(self) -> bool:
@@ -100,39 +115,51 @@ class ScaleFlops:
 def transformer_shape(model: Transformer) -> TransformerShape:
     """Reads the shape off a model's modules; a model on the meta device has one too."""
     block = model.layers()[0]
+    clips = isinstance(model, InfinityStar)
     return TransformerShape(
         width=model.head.in_features,
         depth=model.depth,
-        feed_forward=_weights(block.ffn),
+        feed_forward=_weights(block.mlp if clips else block.ffn),
         crosses=any(isinstance(part, CrossAttention) for part in block.children()),
         embedding=_weights(model.word_embed),
         head=_weights(model.head),
-        level=_weights(model.lvl_embed),
+        level=0 if clips else _weights(model.lvl_embed),
         prefix=model.prefix_tokens,
         refinement=_refinement(model.diffloss) if model.refines else None,
+        projections=_weights(block.attn) if clips else 0,
+        key_width=block.attn.k_proj.out_features if clips else 0,
+        prefixed=clips,
+        early_head=_weights(model.semantic_head2) if clips else 0,
+        early_scales=model.config.semantic_scales if clips else 0,
+        clip=len(model.config.image_repetitions) if clips else 0,
     )
 
 
 def workload(backbone: Backbone, features: Features) -> Workload:
     """Returns the work of these features with the backbone's sampling."""
-    sampling = backbone.sampling
+    sampling, shape = backbone.sampling, transformer_shape(backbone.model)
     return Workload(
         batch=len(features),
         guidance=sampling.guidance_for(len(backbone.scale_schedule())),
-        text_tokens=features.values.shape[1] if transformer_shape(backbone.model).crosses else 0,
+        text_tokens=features.values.shape[1] if shape.crosses else 0,
         at_logits=0 in sampling.guidance_layers,
+        prefix=features.values.shape[1] if shape.prefixed else 0,
     )
 
 
 def scale_flops(plan: Plan, shape: TransformerShape, work: Workload) -> tuple[ScaleFlops, ...]:
     """Returns the FLOPs of every scale that runs, in order; of a plan that decides on the way the most they can be."""
-    seen = key_counts(plan, prefix=shape.prefix).seen
+    seen = key_counts(plan, prefix=shape.prefix + work.prefix).seen
     return tuple(_scale(plan, scale, shape, work, keys) for scale, keys in zip(plan.scales, seen, strict=True))
 
 
 def text_flops(plan: Plan, shape: TransformerShape, work: Workload) -> int:
-    """Returns the FLOPs of the text's keys and values, computed once a generation before the first scale."""
+    """Returns the FLOPs of the text's keys and values, computed once a generation before the first scale: for families that
+    run it through the blocks, all of that."""
     rows = work.batch * (2 if work.guided else 1)
+    if shape.prefixed:
+        token = shape.projections + shape.feed_forward + 2 * shape.width * work.prefix
+        return MACS * rows * work.prefix * plan.depth * token
     return MACS * rows * work.text_tokens * plan.depth * 2 * shape.width**2 if shape.crosses else 0
 
 
@@ -144,20 +171,20 @@ def computed_tokens(scale: ScalePlan, layer: int, chunk: int, sublayer: str) -> 
 
 
 def _scale(plan: Plan, scale: ScalePlan, shape: TransformerShape, work: Workload, keys: tuple[int, ...]) -> ScaleFlops:
-    width, rows, prefix = shape.width, work.rows(scale), shape.prefix if scale.index == 0 else 0
+    width, rows, prefix = shape.width, work.rows(scale), shape.prefix if scale.step == 0 else 0
     sums = {"projections": 0, "attention": 0, "cross_attention": 0, "feed_forward": 0}
     for chunk, layers in enumerate(plan.chunks):
         for layer in layers:
             own, text, mlp = (prefix + computed_tokens(scale, layer, chunk, name) for name in ("sa", "ca", "ffn"))
-            sums["projections"] += own * 4 * width**2
+            sums["projections"] += own * (shape.projections or 4 * width**2)
             sums["attention"] += own * keys[layer] * 2 * width
             sums["cross_attention"] += text * (2 * width**2 + 2 * work.text_tokens * width) if shape.crosses else 0
             sums["feed_forward"] += mlp * shape.feed_forward
-    embedding = work.batch * scale.tokens * shape.embedding if scale.index else 0
+    embedding = work.batch * scale.tokens * shape.embedding if scale.step else 0
     return ScaleFlops(
         **{name: MACS * rows * value for name, value in sums.items()},
         embedding=MACS * (embedding + shape.level),
-        head=MACS * work.head_rows(scale) * scale.tokens * shape.head,
+        head=MACS * work.head_rows(scale) * scale.tokens * shape.head_at(scale.index),
         reducing=MACS * rows * sum(_reducing(plan, scale, shape)),
         refinement=MACS * _refining(plan, scale, shape, work),
     )

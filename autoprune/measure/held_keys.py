@@ -17,7 +17,9 @@ class KeyCounts:
 
 
 def key_counts(plan: Plan, *, prefix: int = 0) -> KeyCounts:
-    """Counts the keys of a plan whose first scale has `prefix` more tokens in front of it."""
+    """Counts the keys of a plan whose first scale has `prefix` more tokens in front of it, or by clips such text before it."""
+    if plan.course.by_clip:
+        return _by_clip(plan, prefix)
     sizes: list[list[int]] = [[] for _ in range(plan.depth)]
     chunks = [plan.chunk_of(layer) for layer in range(plan.depth)]
     seen, held = [], []
@@ -33,6 +35,18 @@ def key_counts(plan: Plan, *, prefix: int = 0) -> KeyCounts:
             if len(group) == 1 and plan.keys.budget < 1:
                 _shrink(sizes, plan, prefix + sum(map(token_count, plan.schedule[: scale.index + 1])))
             held.append(tuple(map(sum, sizes)))
+    return KeyCounts(tuple(seen), tuple(held))
+
+
+def _by_clip(plan: Plan, prefix: int) -> KeyCounts:
+    """Counts the text, the last scale of the clip before, and of the scale itself what it sees of or leaves."""
+    seen, held, context, visible = [], [], 0, 0
+    for scale in plan.scales:
+        visible = context if scale.opens else visible
+        own = [scale.kept_at(layer, plan.chunk_of(layer)) for layer in range(plan.depth)]
+        context = scale.tokens if scale.context else context
+        seen.append(tuple(prefix + visible + kept for kept in own))
+        held.append((prefix + visible + scale.context * scale.tokens,) * plan.depth)
     return KeyCounts(tuple(seen), tuple(held))
 
 

@@ -19,7 +19,6 @@ from autoprune.generation import generate
 from autoprune.measure.memory import PeakMemory
 from autoprune.measure.memory_plan import predicted_peak
 from autoprune.policy import Policy
-from autoprune.pruning.plan import compile_plan
 from autoprune.rules import BranchRule, ScalePruning
 
 PROMPT = "a red circle left of a striped blue square"
@@ -63,7 +62,7 @@ def check_here(case: MemoryCase) -> dict[str, dict[str, float]]:
     backbone, rows = random_infinity(case), {}
     generate(backbone, [PROMPT])
     for name, policy in policies_of(backbone).items():
-        plan = compile_plan(policy, backbone.scale_schedule(), backbone.depth)
+        plan = backbone.plan(policy)
         predicted = predicted_peak(plan, backbone, [PROMPT]).resident / 2**20
         measured = median(_measured(backbone, policy) for _ in range(case.runs))
         rows[name] = {"predicted": predicted, "measured": measured, "ratio": predicted / measured}

@@ -14,11 +14,11 @@ from autoprune.backbones import Backbone
 from autoprune.backbones.allocation_trace import AllocationTrace, on_meta
 from autoprune.backbones.family import Features
 from autoprune.generation import generate_latent, resolve
-from autoprune.measure.flops import transformer_shape, workload
+from autoprune.measure.flops import TransformerShape, transformer_shape, workload
 from autoprune.measure.held_keys import key_counts
 from autoprune.policy import Policy, token_count
-from autoprune.pruning.plan import Plan, compile_plan
-from autoprune.rules import BranchRule
+from autoprune.pruning.plan import Plan, ScalePlan, compile_plan
+from autoprune.rules import SUBLAYERS, BranchRule
 
 FLOAT32, BFLOAT16 = 4, 2  # bytes
 
@@ -72,7 +72,7 @@ def predicted_peak(plan: Plan, backbone: Backbone, prompts: Sequence[str]) -> Me
     policy = plan.policy
     if policy.adaptive and policy.batch == "split":
         prompts = prompts[:1]
-    plan = compile_plan(_steady(policy), plan.schedule, plan.depth)
+    plan = compile_plan(_steady(policy), plan.schedule, plan.depth, plan.course)
     dry = _dry(backbone, prompts)
     _fill_caches(dry, plan, prompts)
     with AllocationTrace() as scales:
@@ -118,8 +118,10 @@ def _lasting(plan: Plan, backbone: Backbone, features: Features) -> dict[str, in
     """Returns the bytes of what stays from its making to the last scale."""
     shape, work = transformer_shape(backbone.model), workload(backbone, features)
     rows, token = work.batch * (2 if work.guided else 1), backbone.dtype.itemsize * shape.width
-    buffers = key_value_bytes(plan, width=shape.width, rows=rows, itemsize=backbone.dtype.itemsize, prefix=shape.prefix)
-    counts = key_counts(plan, prefix=shape.prefix).seen
+    prefix, wide = shape.prefix + work.prefix, {"width": shape.key_width or shape.width}
+    buffers = key_value_bytes(plan, rows=rows, itemsize=backbone.dtype.itemsize, prefix=prefix, **wide)
+    keys, stored = key_counts(plan, prefix=prefix), {scale.index: scale for scale in plan.scales}
+    counts, key = keys.held if plan.course.by_clip else keys.seen, backbone.dtype.itemsize * wide["width"]
     most: dict[int, list[int]] = {}  # by number of rows: the most keys a layer holds while so many run
     for scale, seen in zip(plan.scales, counts, strict=True):
         most[work.rows(scale)] = list(map(max, seen, most.get(work.rows(scale), seen)))
@@ -131,10 +133,16 @@ def _lasting(plan: Plan, backbone: Backbone, features: Features) -> dict[str, in
         written = count * sum(keys)
     return {
         "key_values": buffers,
-        "text_key_values": 2 * token * rows * work.text_tokens * plan.depth,
-        "caches": token * sum(work.rows(scale) * scale.tokens * len(scale.stores) for scale in plan.scales),
-        "unwritten": buffers - 2 * token * written,
+        "text_key_values": 2 * key * rows * (work.text_tokens + work.prefix) * plan.depth,
+        "caches": token * sum(work.rows(scale) * scale.tokens * _stored(scale, shape) for scale in stored.values()),
+        "unwritten": buffers - 2 * key * written,
     }
+
+
+def _stored(scale: ScalePlan, shape: TransformerShape) -> int:
+    """Returns how many outputs a scale leaves for later ones; where there is no cross-attention, that leaves none."""
+    absent = () if shape.crosses else (SUBLAYERS.index("ca"),)
+    return sum(place < 0 or place % len(SUBLAYERS) not in absent for place, _ in scale.stores)
 
 
 def _steady(policy: Policy) -> Policy:
@@ -148,12 +156,13 @@ def _dry(backbone: Backbone, prompts: Sequence[str]) -> Backbone:
     """Returns a backbone on the meta device that knows the features of these prompts and of the negative one."""
     negative = backbone.sampling.negative
     own = _without_values(backbone.encode_text(prompts))
-    other = _without_values(backbone.encode_text([negative] * len(prompts))) if negative else None
+    other = _without_values(backbone.text_encoder([negative] * len(prompts))) if negative else None
     return replace(
         backbone,
         model=on_meta(backbone.model),
         tokenizer=on_meta(backbone.tokenizer),
         graphs=None,
+        caption=None,
         text_encoder=lambda wanted: own if list(wanted) == list(prompts) else other,
     )
 
@@ -163,7 +172,7 @@ def _fill_caches(dry: Backbone, plan: Plan, prompts: Sequence[str]) -> None:
     """Computes the rotary factors that outlive a generation, so that the dry run finds them as a second real one would."""
     conditioning = dry.model.condition(dry.encode_text(prompts))
     for scale in plan.scales:
-        dry.model.rotation(scale.index, plan.schedule, conditioning)
+        dry.model.rotation(scale.step, plan.schedule, conditioning)
 
 
 def _without_values(features: Features) -> Features:

@@ -30,7 +30,7 @@ from autoprune.measure.latency import Timing, interleaved
 from autoprune.measure.memory import PeakMemory
 from autoprune.measure.memory_plan import compared_layouts, predicted_peak
 from autoprune.policy import Policy
-from autoprune.pruning.plan import Plan, ScalePlan, compile_plan
+from autoprune.pruning.plan import Plan, ScalePlan
 
 DENSE = "dense"
 CLASS_PROMPT = "7"
@@ -60,7 +60,7 @@ class Stopwatch(Observer):
 
     def scale_started(self, scale: ScalePlan) -> None:
         now = self._now()
-        if scale.index == 0:
+        if scale.step == 0:
             self.text += now - self._mark
             self.generations.append([])
         self._mark, self._before = now, []
@@ -72,10 +72,10 @@ class Stopwatch(Observer):
         """Adds a forward, or a later scale of the same one to it."""
         now, runs = self._now(), self.generations[-1]
         if self._before:
-            runs[-1] = replace(runs[-1], scales=(*runs[-1].scales, scale.index), seconds=now - self._mark)
+            runs[-1] = replace(runs[-1], scales=(*runs[-1].scales, scale.step), seconds=now - self._mark)
         else:
-            runs.append(ForwardRun((scale.index,), self._rows, self._tokens, now - self._mark))
-        self._before.append(scale.index)
+            runs.append(ForwardRun((scale.step,), self._rows, self._tokens, now - self._mark))
+        self._before.append(scale.step)
 
     def blocks_done(self) -> None:
         self._mark = self._now()
@@ -95,11 +95,11 @@ def ran_plan(plan: Plan, runs: Sequence[ForwardRun], *, batch: int) -> Plan:
     rows = {index: run for run in runs for index in run.scales}
 
     def as_run(scale: ScalePlan) -> ScalePlan:
-        run = rows[scale.index]
+        run = rows[scale.step]
         branch = scale.branch if run.rows > batch or scale.branch != "both" else "cond"
         return replace(scale, branch=branch, kept=run.tokens if scale.whole and not scale.group else scale.kept)
 
-    groups = [tuple(as_run(scale) for scale in group) for group in plan.groups if group[0].index in rows]
+    groups = [tuple(as_run(scale) for scale in group) for group in plan.groups if group[0].step in rows]
     return replace(plan, groups=tuple(groups))
 
 
@@ -213,8 +213,8 @@ class _Report:
 
     def _ran(self, runs: Sequence[ForwardRun], work: Workload) -> dict[tuple[int, ...], dict[str, object]]:
         plan = ran_plan(self.plan, runs, batch=work.batch)
-        places = {scale.index: place for place, scale in enumerate(plan.scales)}
-        flops, held = scale_flops(plan, self.shape, work), key_counts(plan, prefix=self.shape.prefix).held
+        places = {scale.step: place for place, scale in enumerate(plan.scales)}
+        flops, held = scale_flops(plan, self.shape, work), key_counts(plan, prefix=self.shape.prefix + work.prefix).held
         rows = {}
         for run in runs:
             scales = [plan.scales[places[index]] for index in run.scales]
@@ -226,17 +226,20 @@ class _Report:
                 "rows": run.rows,
                 "gflop": sum(part.total for part in parts) / 1e9,
                 "gflop_parts": _parts(parts),
-                "key_value_mb": 2 * self.itemsize * run.rows * self.shape.width * sum(held[places[run.scales[-1]]]) / 2**20,
+                "key_value_mb": 2
+                * self.itemsize
+                * run.rows
+                * (self.shape.key_width or self.shape.width)
+                * sum(held[places[run.scales[-1]]])
+                / 2**20,
             }
         return rows
 
 
 def _plans(backbone: Backbone, policies: Mapping[str, Policy]) -> dict[str, Plan]:
-    schedule = backbone.scale_schedule()
     for policy in policies.values():
-        policy.check_fits(backbone.name, backbone.depth, schedule, skippable=backbone.skippable)
-    plans = {DENSE: compile_plan(None, schedule, backbone.depth)}
-    return plans | {name: compile_plan(policy, schedule, backbone.depth) for name, policy in policies.items()}
+        backbone.check_policy(policy)
+    return {DENSE: backbone.plan(None)} | {name: backbone.plan(policy) for name, policy in policies.items()}
 
 
 def _summed(watch: Stopwatch) -> dict[tuple[int, ...], float]:

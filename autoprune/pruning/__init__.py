@@ -9,6 +9,7 @@ SCORERS = {
     "latent_cos": scorers.latent_cos,
     "latent_l2": scorers.latent_l2,
     "latent_relative": scorers.latent_relative,
+    "spatiotemporal": scorers.spatiotemporal,
     "delta": scorers.delta,
     "norm": scorers.norm,
     "cond_uncond": scorers.cond_uncond,

@@ -25,8 +25,8 @@ def discrepancy(cond: Tensor, uncond: Tensor, *, metric: str) -> Tensor:
 def latent_change(previous: Tensor, latest: Tensor, *, metric: str) -> Tensor:
     """Returns how much each position of the latent changed, float32 [B, H, W] (2606.00310; cosine: LazyVAR, CVPR 2026).
 
-    previous, latest [B, d, H, W]. latent_cos: 1 - cos, 0 where either vector is 0. latent_l2: |latest - previous|.
-    latent_relative: latent_l2 / (|previous| + 1e-6).
+    previous, latest [B, d, H, W], or of a clip [B, d, t, H, W] with a result [B, t, H, W]. latent_cos: 1 - cos, 0 where either
+    vector is 0. latent_l2: |latest - previous|. latent_relative: latent_l2 / (|previous| + 1e-6).
     """
     return LATENT_CHANGES[metric](previous.float(), latest.float())
 

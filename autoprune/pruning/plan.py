@@ -3,17 +3,24 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from torch import Tensor
+
+from autoprune.clips import ONCE_EACH, Course, clip_frames, clip_ranges
 from autoprune.policy import Grid, Policy, kept_count, token_count
 from autoprune.pruning.projection import rank_count
 from autoprune.pruning.signals import DELTA, HIDDEN, LATENT, LOGITS
-from autoprune.rules import LATENT_SCORERS, SUBLAYERS, BranchRule, KeyRule, ScalePruning
+from autoprune.rules import OF_LATENTS, SUBLAYERS, BranchRule, KeyRule, ScalePruning
 
 WHOLE_SCALE = -1
 
 
 @dataclass(frozen=True)
 class ScalePlan:
-    """One scale that runs. `kept` equals `tokens` when nothing is pruned, with a threshold it is the most that is kept.
+    """One scale that runs, once: where scales run several times there is one for each time.
+
+    `step` numbers these runs, those that a policy leaves out included. `frames` are those of its clip, which it `opens`, or
+    whose `context` for the next clip it leaves. `kept` equals `tokens` when nothing is pruned, with a threshold it is the most
+    that is kept.
 
     `kept_chunks` are the tokens each chunk works on at chunk granularity. `stores` are (site, restorer) pairs that later
     scales restore from, `records` the signals they score with. `group` holds the kept tokens of all scales decoded in the
@@ -32,6 +39,24 @@ class ScalePlan:
     records: frozenset[str] = frozenset()
     delta_chunk: int = 0
     group: tuple[int, ...] = ()
+    step: int = 0
+    frames: range = range(1)
+    opens: bool = False
+    context: bool = False
+
+    def places(self, latent: Tensor) -> tuple[int, ...]:
+        """Returns the axes of its grid that a latent or its codes have: (h, w) of images [B, d, H, W], (t, h, w) of videos."""
+        return self.grid[5 - latent.dim() :]
+
+    def clip(self, latent: Tensor) -> Tensor:
+        """Returns the part of a latent that belongs to its clip: all of an image."""
+        return latent if latent.dim() == 4 else latent[:, :, self.frames.start : self.frames.stop]
+
+    def with_clip(self, latent: Tensor, clip: Tensor) -> Tensor:
+        """Returns a latent with that part changed."""
+        if latent.dim() == 4 or clip.shape == latent.shape:
+            return clip
+        return latent.slice_scatter(clip, 2, self.frames.start, self.frames.stop)
 
     @property
     def whole(self) -> bool:
@@ -58,6 +83,7 @@ class Plan:
     groups: tuple[tuple[ScalePlan, ...], ...]
     chunks: tuple[range, ...]
     policy: Policy
+    course: Course = ONCE_EACH
 
     @property
     def scales(self) -> tuple[ScalePlan, ...]:
@@ -84,7 +110,10 @@ class Plan:
         return next(index for index, blocks in enumerate(self.chunks) if layer in blocks)
 
     def key_capacity(self, layer: int) -> int:
-        """Returns the most keys the layer ever holds, those of the running scales included."""
+        """Returns the most keys the layer ever holds, those of the running scales included unless they are not kept."""
+        if self.course.by_clip:
+            contexts = [scale.tokens for scale in self.scales if scale.context]
+            return max((sum(contexts[max(0, last - 1) : last + 1]) for last in range(len(contexts))), default=0)
         chunk, most = self.chunk_of(layer), 0
         sizes = [[scale.kept_at(layer, chunk) for scale in group] for group in self.groups]
         seen: list[int] = []
@@ -112,18 +141,43 @@ def chunk_site(chunk: int) -> int:
     return WHOLE_SCALE - 1 - chunk
 
 
-def compile_plan(policy: Policy | None, schedule: tuple[Grid, ...], depth: int) -> Plan:
-    """Compiles a policy (None: dense) that fits this schedule and depth."""
+def compile_plan(policy: Policy | None, schedule: tuple[Grid, ...], depth: int, course: Course = ONCE_EACH) -> Plan:
+    """Compiles a policy (None: dense) that fits this schedule and depth, for a backbone of this course."""
     policy = (policy or Policy("", depth, schedule)).canonical()
-    stored, records = _stored(policy), _records(policy)
-    scales = [_scale_plan(policy, index, stored, records) for index in range(policy.run)]
-    first = policy.run - 1 if policy.group_from is None else policy.group_from
+    stored, records = _stored(policy), _records(policy, course)
+    scales = [
+        scale for index in range(policy.run) for scale in _runs(_scale_plan(policy, index, stored, records), policy, course)
+    ]
+    first = len(scales) - 1 if policy.group_from is None else policy.group_from
     together = scales[first:]
     if len(together) > 1:
         kept = tuple(scale.kept for scale in together)
         together = [replace(scale, group=kept) for scale in together]
     groups = [(scale,) for scale in scales[:first]] + [tuple(together)]
-    return Plan(schedule, depth, tuple(groups), policy.chunk_ranges(), policy)
+    return Plan(schedule, depth, tuple(groups), policy.chunk_ranges(), policy, course)
+
+
+def _runs(scale: ScalePlan, policy: Policy, course: Course) -> Iterator[ScalePlan]:
+    """Yields one plan for each time a scale runs, the last ones dense if its rule says so."""
+    times, first = course.times(scale.index) - policy.fewer_repetitions.get(scale.index, 0), course.first_step(scale.index)
+    clips = clip_ranges(policy.scale_schedule)
+    clip, frames = next(each for each in zip(clips, clip_frames(policy.scale_schedule), strict=True) if scale.index in each[0])
+    dense = min(scale.pruning.dense_repetitions, times - 1) if scale.pruning else 0
+    for repetition in range(times):
+        last = repetition == times - 1
+        run = replace(
+            scale,
+            step=first + repetition,
+            frames=frames,
+            opens=repetition == 0 and scale.index == clip.start,
+            context=last and scale.index == clip.stop - 1 and clip != clips[-1],
+            delta_chunk=scale.delta_chunk if last or scale.pruning is None else scale.pruning.chunk,
+        )
+        yield run if repetition < times - dense else _dense(run)
+
+
+def _dense(scale: ScalePlan) -> ScalePlan:
+    return replace(scale, kept=scale.tokens, pruning=None, pruned_sites=frozenset(), kept_chunks=())
 
 
 def _scale_plan(policy: Policy, index: int, stored: dict[int, set], records: dict[int, set]) -> ScalePlan:
@@ -195,17 +249,21 @@ def _stored(policy: Policy) -> dict[int, set[tuple[int, str]]]:
     return stored
 
 
-def _records(policy: Policy) -> dict[int, set[str]]:
-    """Returns for each scale the signals that later decisions look at."""
+def _records(policy: Policy, course: Course) -> dict[int, set[str]]:
+    """Returns for each scale the signals that later decisions look at; one that runs several times looks at itself too."""
     records: dict[int, set[str]] = {}
     for index, rule in policy.scales.items():
         back = {name for name, weight in rule.scorer.items() if weight}
-        if back & set(LATENT_SCORERS):
-            for earlier in range(max(0, min(index, policy.group_from or index) - 2), index):
+        end = index + (course.times(index) > 1)
+        if back & set(OF_LATENTS):
+            for earlier in range(max(0, min(index, policy.group_from or index) - 2), end):
                 records.setdefault(earlier, set()).add(LATENT)
+        if "spatiotemporal" in back:
+            for clip in clip_ranges(policy.scale_schedule)[:-1]:
+                records.setdefault(clip.stop - 1, set()).add(LATENT)
         for name, wanted in ((DELTA, "delta" in back), (HIDDEN, "cond_uncond" in back), (LOGITS, rule.restorer == "anchor")):
-            if wanted:
-                records.setdefault(index - 1, set()).add(name)
+            for earlier in range(index - 1, end) if wanted else ():
+                records.setdefault(earlier, set()).add(name)
     if policy.stop or policy.probe:
         for index in range(policy.run):
             records.setdefault(index, set()).add(LATENT)

@@ -15,15 +15,22 @@ CANDIDATES = 4  # SparseVAR compares each token with its four nearest anchors
 def cached(cache: Tensor, grid: Grid, *, target: Grid, interpolation: str) -> Tensor:
     """Resizes the same function's output at the cache scale to the current grid (FastVAR: area).
 
-    cache [R, N0, C] on `grid` -> [R, N, C] on `target`. Equal grids return the cache itself.
+    cache [R, N0, C] on `grid` -> [R, N, C] on `target`. Equal grids return the cache itself. Videos are resized in time and
+    then frame by frame, which for all but bicubic is interpolation in three dimensions (FastVAR's and FasterVAR's for them).
     """
     if grid == target:
         return cache
     rows, _, channels = cache.shape
-    image = cache.reshape(rows, grid[1], grid[2], channels).permute(0, 3, 1, 2)
+    video = cache.reshape(rows, *grid, channels)
+    if grid[0] != target[0]:
+        series = video.permute(0, 2, 3, 4, 1).reshape(-1, channels, grid[0])
+        mode = "linear" if interpolation in ("bilinear", "bicubic") else interpolation
+        series = functional.interpolate(series, size=target[0], mode=mode)
+        video = series.view(rows, *grid[1:], channels, target[0]).permute(0, 4, 1, 2, 3)
+    image = video.reshape(-1, *grid[1:], channels).permute(0, 3, 1, 2)
     options = {"align_corners": False} if interpolation in ("bilinear", "bicubic") else {}
     resized = functional.interpolate(image, size=target[1:], mode=interpolation, **options)
-    return resized.permute(0, 2, 3, 1).reshape(rows, target[1] * target[2], channels)
+    return resized.permute(0, 2, 3, 1).reshape(rows, -1, channels)
 
 
 def nearest_kept(kept: Tensor, grid: Grid) -> Tensor:

@@ -94,15 +94,16 @@ class Sandwich:
         return results
 
     def settled_codes(self, scale: ScalePlan, codes: Tensor) -> Tensor:
-        """Returns the codes [B, d, h, w] of a scale with those that do not count zeroed or copied."""
+        """Returns the codes [B, d, (t,) h, w] of a scale with those that do not count zeroed or copied."""
+        places = scale.places(codes)
         if scale.index in self.settled:
-            mask = self.settled.pop(scale.index).view(-1, 1, *scale.grid[1:]).to(codes)
-            return codes * functional.interpolate(mask, codes.shape[-2:], mode="nearest")
+            mask = self.settled.pop(scale.index).view(-1, 1, *places).to(codes)
+            return codes * functional.interpolate(mask, codes.shape[2:], mode="nearest")
         if scale.index in self.copies:
             cell = codes.shape[-1] // scale.grid[2]
             tokens = functional.pixel_unshuffle(codes, cell).flatten(2)
             index = self.copies.pop(scale.index)[:, None].expand_as(tokens)
-            return functional.pixel_shuffle(tokens.gather(2, index).unflatten(2, scale.grid[1:]), cell)
+            return functional.pixel_shuffle(tokens.gather(2, index).unflatten(2, places), cell)
         return codes
 
     def keep_rows(self, rows: slice) -> None:
@@ -186,7 +187,7 @@ class Sandwich:
 
     def _score(self, x: Tensor, site: int, rule: ScalePruning) -> Tensor:
         scale, rows = self.scale, len(x)
-        context = ScoreContext(scale.index, scale.grid, site, self.seed, self.samples, rule.region, self.signals)
+        context = ScoreContext(scale.step, scale.grid, site, self.seed, self.samples, rule.region, self.signals)
         used = {name: weight for name, weight in rule.scorer.items() if weight}
         score = combined([SCORERS[name](x, context) for name in used], list(used.values()), rule.normalise)
         if (rule.rows == "shared" or rule.restorer in ZEROING_RESTORERS) and rows > len(self.samples):
@@ -195,8 +196,8 @@ class Sandwich:
 
     def _noise(self, kind: Callable[..., Tensor], site: int, rows: int, shape: tuple[int, ...]) -> Tensor:
         """Draws for each sample from its own address, the same for both branches: [R, *shape]."""
-        count, index = torch.Size(shape).numel(), self.scale.index
-        drawn = [kind((self.seed, sample, index), count, stream=f"select:{site}") for sample in self.samples]
+        count, step = torch.Size(shape).numel(), self.scale.step
+        drawn = [kind((self.seed, sample, step), count, stream=f"select:{site}") for sample in self.samples]
         return torch.stack(drawn).view(-1, *shape).repeat(rows // len(drawn), *([1] * len(shape)))
 
     def _told(self, site: int, kept: Tensor) -> None:

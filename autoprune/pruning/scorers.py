@@ -21,6 +21,7 @@ class ScoreContext:
     """What a scorer may need beside the tokens: where they are, whose random stream to use, what earlier scales left.
 
     `grid` is (t, h, w), `samples` number the B samples of the batch, whose rows are [cond x B] or [cond x B, uncond x B].
+    `scale` numbers the run at hand where scales run several times.
     """
 
     scale: int
@@ -70,8 +71,8 @@ def texture(x: Tensor, context: ScoreContext) -> Tensor:
 def latent_cos(x: Tensor, context: ScoreContext) -> Tensor:
     """Turn of the latent by the last scale, 1 - cos(f_k-1, f_k-2) at each place (LazyVAR; LD-Pruning, arXiv 2606.00310).
 
-    Of latents [B, d, H, W]: averaged over each token's area, then over region x region tokens; the same for all branches and
-    frames. Inferred for LD-Pruning. x [R, N, C] -> [R, N] float32.
+    Of latents [B, d, H, W]: averaged over each token's area, then over region x region tokens; the same for all branches. Of
+    videos frame by frame. Inferred for LD-Pruning. x [R, N, C] -> [R, N] float32.
     """
     return _latent_score(x, context, "latent_cos")
 
@@ -90,6 +91,26 @@ def latent_relative(x: Tensor, context: ScoreContext) -> Tensor:
     Inferred. x [R, N, C] -> [R, N] float32.
     """
     return _latent_score(x, context, "latent_relative")
+
+
+def spatiotemporal(x: Tensor, context: ScoreContext) -> Tensor:
+    """What neither the last scale nor the last frame already says, ((1 - c_s)^2 + (1 - c_t)^2)^(1/2) (FastSTAR, arXiv
+    2603.07192).
+
+    c_s is the cosine of the latent before and after the last scale, c_t that of a place in this frame and in the one before,
+    which for a clip's first frame is the last one of the clip before; where there is none 1 - c_t is 1. Averaged as in
+    `latent_cos`. x [R, N, C] -> [R, N] float32.
+    """
+    previous, latest = _latents(context, "spatiotemporal")
+    within = latent_change(previous, latest, metric="latent_cos")
+    if latest.dim() == 4:
+        return _averaged((within.square() + 1).sqrt(), x, context)
+    before = context.signals.before
+    earlier = torch.cat((latest[:, :, :1] if before is None else before, latest[:, :, :-1]), dim=2)
+    across = latent_change(earlier, latest, metric="latent_cos")
+    if before is None:
+        across = torch.cat((torch.ones_like(across[:, :1]), across[:, 1:]), dim=1)
+    return _averaged((within.square() + across.square()).sqrt(), x, context)
 
 
 def delta(x: Tensor, context: ScoreContext) -> Tensor:
@@ -154,19 +175,28 @@ def _start(x: Tensor) -> Tensor:
 
 
 def _latent_score(x: Tensor, context: ScoreContext, metric: str) -> Tensor:
+    return _averaged(latent_change(*_latents(context, metric), metric=metric), x, context)
+
+
+def _latents(context: ScoreContext, scorer: str) -> list[Tensor]:
     latents = context.signals.latents if context.signals else []
     if len(latents) < 2:
         raise UserError(
-            f"scorer {metric} needs the latents of two scales, got {len(latents)} at scale {context.scale}; use it later."
+            f"scorer {scorer} needs the latents of two scales, got {len(latents)} at scale {context.scale}; use it later."
         )
+    return latents[-2:]
+
+
+def _averaged(change: Tensor, x: Tensor, context: ScoreContext) -> Tensor:
+    """Returns a map of the latent [B, H, W], or of each frame [B, t, H, W], averaged over each token's area for all rows."""
     frames, height, width = context.grid
-    change = latent_change(latents[-2], latents[-1], metric=metric)[:, None]
+    change = change if change.dim() == 4 else change[:, None].expand(-1, frames, -1, -1)
     change = functional.interpolate(change, (height, width), mode="area")
-    return _repeated(_region_mean(change, context.region).flatten(1).repeat(1, frames), x)
+    return _repeated(_region_mean(change, context.region).flatten(1), x)
 
 
 def _region_mean(change: Tensor, region: int) -> Tensor:
-    """Returns [B, 1, h, w] averaged over region x region places, what remains at the far sides over those that are there."""
+    """Returns [B, t, h, w] averaged over region x region places, what remains at the far sides over those that are there."""
     if region == 1:
         return change
     means = functional.avg_pool2d(change, region, ceil_mode=True, count_include_pad=False)

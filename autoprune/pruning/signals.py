@@ -18,11 +18,13 @@ def nearest_source(grid: Grid, target: Grid, device: torch.device) -> Tensor:
 
 @dataclass
 class Signals:
-    """`latents`: accumulated latents [B, d, H, W] after the last two scales, oldest first. Of the previous scale: `delta`,
-    the mean squared change of one chunk [R, N]; `hidden`, the last block's output [R, N, C]; `logits`, guided [B, N, d, 2].
+    """`latents`: accumulated latents [B, d, H, W] after the last two scales, oldest first; of videos [B, d, t, H, W], those of
+    the clip at hand, and `before` the last frame [B, d, 1, H, W] of the one before. Of the previous scale: `delta`, the mean
+    squared change of one chunk [R, N]; `hidden`, the last block's output [R, N, C]; `logits`, guided [B, N, d, 2].
     """
 
     latents: list[Tensor] = field(default_factory=list)
+    before: Tensor | None = None
     delta: Tensor | None = None
     delta_grid: Grid = (1, 1, 1)
     hidden: Tensor | None = None
@@ -33,6 +35,11 @@ class Signals:
     def record_latent(self, latent: Tensor) -> None:
         """Adds the latent after a scale and forgets the oldest of three."""
         self.latents = [*self.latents[-1:], latent]
+
+    def open_clip(self) -> None:
+        """Begins a clip: of the one before its last frame counts."""
+        self.before = self.latents[-1][:, :, -1:] if self.latents else None
+        self.latents = []
 
     def keep_rows(self, rows: slice) -> None:
         """Forgets the rows of a dropped guidance branch."""

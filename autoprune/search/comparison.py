@@ -49,7 +49,7 @@ def compare(
     schedule = backbone.scale_schedule()
     names = [DENSE, *(candidate.name for candidate in candidates)]
     for candidate in candidates:
-        candidate.policy.check_fits(backbone.name, backbone.depth, schedule, skippable=backbone.skippable)
+        backbone.check_policy(candidate.policy)
         if names.count(candidate.name) > 1:
             raise UserError(f"policy names must differ, {candidate.name!r} is given twice; rename one.")
     dense = Candidate(DENSE, Policy(backbone.name, backbone.depth, schedule), "the unpruned model", DENSE)
@@ -76,7 +76,7 @@ def share_computed(plan: Plan) -> float:
 
     Of a plan that depends on the data it is the most that can be computed; ComputedTokens counts what was.
     """
-    return computed_tokens(plan) / computed_tokens(compile_plan(None, plan.schedule, plan.depth))
+    return computed_tokens(plan) / computed_tokens(compile_plan(None, plan.schedule, plan.depth, plan.course))
 
 
 def computed_tokens(plan: Plan) -> int:
@@ -232,8 +232,7 @@ class _Run:
         return generate(self._backbone, texts, policy=policy, seed=self._seed, sampling=sampling, observer=observer)
 
     def _plan(self, name: str) -> Plan:
-        policy = self._policies[name]
-        return compile_plan(policy, policy.scale_schedule, policy.depth)
+        return self._backbone.plan(self._policies[name])
 
     def _pairs(self, images: Tensor, dense: Tensor, prompts: Sequence[object]) -> _Pairs:
         near = (measure(images, dense).double().numpy() for measure in (ssim, psnr))

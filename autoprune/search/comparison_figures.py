@@ -182,5 +182,6 @@ def _wrapped_name(name: str, font: object) -> str:
 
 
 def _pixels(image: Tensor) -> np.ndarray:
-    """Returns image [3, H, W] in [0, 1] as bytes [H, W, 3]."""
+    """Returns image [3, H, W] in [0, 1], or the middle frame of a video [3, F, H, W], as bytes [H, W, 3]."""
+    image = image if image.dim() == 3 else image[:, image.shape[1] // 2]
     return (image.detach().float().cpu().clamp(0, 1).permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)

@@ -111,7 +111,8 @@ def file_candidates(source: Path, target: "Target", *, taken: Sequence[str]) -> 
     for file in policy_files(source):
         policy, name = Policy.load(file), file.name if file.stem in (DENSE, *taken) else file.stem
         try:
-            policy.check_fits(target.backbone, target.depth, target.scale_schedule, skippable=target.skippable)
+            facts = {"skippable": target.skippable, "course": target.course}
+            policy.check_fits(target.backbone, target.depth, target.scale_schedule, **facts)
             policy.check_prunes()
         except UserError as error:
             raise UserError(f"{file}: {error}") from None

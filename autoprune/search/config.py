@@ -71,6 +71,7 @@ class SamplingChoice(_Strict):
     guidance_layers: tuple[int, ...] | None = None
     negative: str | None = None
     h_div_w: float | None = None
+    frames: int | None = None
 
 
 class BackboneChoice(_Strict):

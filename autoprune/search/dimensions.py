@@ -3,25 +3,30 @@
 What a value means, and which dimensions are read when, is in interpretation.py.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from autoprune import rules
-from autoprune.search.knobs import Choice, Count, Dimension, Keeps, Knob, Number, Steps, Target
+from autoprune.search.knobs import Choice, Count, Dimension, Keeps, Knob, Number, Steps, Target, Value
 
 CHUNKS = 8  # groups of blocks that chunks are counted in, the default of policies
 MIX = "mix"  # StepVAR's weighted sum: structure_weight * structure + texture
+_KEYED = ("probe", "group")  # endings that need keys of other scales
 ALL_SUBLAYERS = "+".join(rules.SUBLAYERS)
 
 
 def _scales(target: Target) -> int:
-    return target.count
+    return len(target.clip)
+
+
+def _unless_repeated(*choices: int) -> Callable[[Target], tuple[Value, ...]]:
+    return lambda target: () if target.course.repetitions else choices
 
 
 KNOBS: dict[str, Knob] = {
     knob.key: knob
     for knob in (
         Keeps(),
-        Count("skip_last", _scales, most=lambda target: target.count - 1 if target.skippable else 0),
+        Count("skip_last", _scales, most=lambda target: len(target.clip) - 1 if target.skippable else 0),
         Count("single_branch_scales", _scales),
         Choice("adaptive", ("never", "allowed")),
         Choice("branch", ("cond", "uncond", "adaptive")),
@@ -37,7 +42,7 @@ KNOBS: dict[str, Knob] = {
         ),
         Choice("sublayers", (ALL_SUBLAYERS, "sa", "sa+ca", "sa+ffn", "ca+ffn", "ca", "ffn")),
         Choice("rows", rules.ROWS),
-        Choice("scorer", (*rules.SCORERS, MIX)),
+        Choice("scorer", (*rules.SCORERS, MIX), lambda target: () if target.moves else ("spatiotemporal",)),
         Number("structure_weight", 1e-3, 1e3, 1.0, log=True),
         Choice("normalise", rules.NORMALISATIONS),
         Choice("delta_chunk", (3, 0, 1, 2, 4, 5, 6, 7)),
@@ -56,17 +61,20 @@ KNOBS: dict[str, Knob] = {
         Choice("interpolation", rules.INTERPOLATIONS),
         Choice("recover_at", rules.RECOVER_AT),
         Number("similarity", -1.0, 1.0, 0.8),
-        Choice("ending", ("fixed", "stop", "probe", "group")),
+        Choice("ending", ("fixed", "stop", "probe", "group"), lambda target: _KEYED if target.course.by_clip else ()),
         Choice("stop_metric", ("latent_relative", "latent_cos", "latent_l2")),
         Count("stop_scales", _scales, low=1, mild="high"),
         Number("stop_threshold", 1e-6, 1e6, 1.0, log=True),
         Number("stop_share", 1e-4, 1.0, 0.05, log=True),
         Count("group_scales", _scales, low=2),
-        Choice("keys", ("all", "ends", "budget")),
+        Choice("keys", ("all", "ends", "budget"), lambda target: ("ends", "budget") if target.course.by_clip else ()),
         Count("keys_first", _scales, mild="high"),
         Count("keys_last", _scales, low=1, mild="high"),
         Number("keys_budget", 0.01, 1.0, 0.5),
         Choice("batch", ("all", "split")),
+        Choice("dense_repetitions", (1, 0, 2), _unless_repeated(0, 2)),
+        Choice("fewer_repetitions", (0, 1, 2), _unless_repeated(1, 2)),
+        Count("short_scales", _scales, low=1, most=lambda target: len(target.clip) if target.course.repetitions else 1),
     )
 }
 

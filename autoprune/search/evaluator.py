@@ -19,7 +19,7 @@ from autoprune.measure.metrics.suite import MetricSuite, check_size
 from autoprune.measure.metrics.tokens import TokenRecorder
 from autoprune.policy import KeyRule, Policy
 from autoprune.prefix import Recorder, Recording, record_prefix
-from autoprune.pruning.plan import Plan, compile_plan
+from autoprune.pruning.plan import Plan
 from autoprune.search.batches import Batch, Work
 from autoprune.search.comparisons import Comparisons
 from autoprune.search.evaluation import Evaluation, Stop
@@ -231,7 +231,7 @@ class GenerationEvaluator:
         return slowness
 
     def _plan(self, policy: Policy | None) -> Plan:
-        return compile_plan(policy, self._backbone.scale_schedule(), self._backbone.depth)
+        return self._backbone.plan(policy)
 
     def _estimated(self, parts: list[Pairs], ran: list[list[str]]) -> Measurement:
         """Returns a measurement whose latency is the sum of the table over what ran, the median over batches."""

@@ -7,7 +7,6 @@ from autoprune.backbones import Backbone
 from autoprune.backbones.decoding import free_memory
 from autoprune.errors import UserError
 from autoprune.measure.memory_plan import predicted_peak
-from autoprune.pruning.plan import compile_plan
 from autoprune.search.folder import IDENTITY_FILE
 from autoprune.search.quality import make_quality
 from autoprune.search.settings import AUTO, StudySettings
@@ -39,7 +38,7 @@ def _fitting(settings: StudySettings, backbone: Backbone) -> int:
     """Returns the largest power of two up to MOST_PROMPTS whose dense generation fits; memory grows with the batch."""
     quality = make_quality(settings.quality, settings.prompts)
     texts = quality.texts(quality.prompts("search", 1))
-    plan = compile_plan(None, backbone.scale_schedule(), backbone.depth)
+    plan = backbone.plan(None)
     need, free = predicted_peak(plan, backbone, texts).above_loaded(backbone.device), USABLE * free_memory(backbone.device)
     if need > free:
         raise UserError(

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from autoprune.policy import BranchRule, Grid, Policy, ScalePruning, kept_count, token_count
-from autoprune.rules import CACHED_RESTORERS, LATENT_SCORERS, ZEROING_RESTORERS, KeyRule, ProbeRule, StopRule
+from autoprune.rules import CACHED_RESTORERS, OF_LATENTS, ZEROING_RESTORERS, KeyRule, ProbeRule, StopRule
 from autoprune.search.calibration import Calibration
 from autoprune.search.dimensions import CHUNKS, KNOBS, MIX
 from autoprune.search.knobs import Target, Value, Vector
 from autoprune.search.rank_table import rank_table
 
-_LOOK_BACK = {"delta": 1, "cond_uncond": 1} | dict.fromkeys(LATENT_SCORERS, 2)
+_LOOK_BACK = {"delta": 1, "cond_uncond": 1} | dict.fromkeys(OF_LATENTS, 2)
 _WITHIN_GROUP = ("delta", "cond_uncond")  # what looks at the scale just before, which a group's members do not have
 _OF_ROWS = ("dc", "structure", "texture", "norm")  # scorers of hidden tokens: inside the blocks branches differ
 _BELOW_SCALE = {"anchor": "nearest", "zero_residual": "identity"}  # what comes nearest where scales are not pruned whole
@@ -73,6 +73,7 @@ class _Decisions:
     ending: _Ending
     keys: KeyRule
     batch: str
+    fewer: Mapping[int, int]
 
 
 @dataclass(frozen=True)
@@ -90,14 +91,16 @@ class Interpreter:
             backbone=target.backbone,
             depth=target.depth,
             scale_schedule=target.scale_schedule,
-            scales={scale: _at(scale, said) for scale in said.kept},
+            scales={scale: _at(scale, said, target) for scale in said.kept},
             guidance=said.guidance,
             skip_last=target.count - said.run,
+            chunks=target.chunks,
             stop=said.ending.stop,
             probe=said.ending.probe,
             group_from=said.ending.group_from,
             keys=said.keys,
             batch=said.batch,
+            fewer_repetitions=said.fewer,
         ).canonical()
 
     def used(self) -> set[str]:
@@ -115,7 +118,14 @@ class Interpreter:
         fields = self._fields(shape, min(kept), guidance, grouped=ending.group_from is not None) if kept else {}
         adaptive = fields.get("select") == "threshold" or guidance.branch == "adaptive" or ending.stop or ending.probe
         batch = str(self.read["batch"]) if adaptive else "all"
-        return _Decisions(run, kept, fields, guidance, ending, self._keys(run), batch)
+        return _Decisions(run, kept, fields, guidance, ending, self._keys(run), batch, self._fewer_repetitions(run))
+
+    def _fewer_repetitions(self, run: int) -> dict[int, int]:
+        """Returns how many repetitions less the last scales run, each at least once."""
+        course = self.target.course
+        fewer = int(self.read["fewer_repetitions"]) if course.repetitions else 0
+        late = range(max(self.target.clip.start, run - int(self.read["short_scales"])), run) if fewer else ()
+        return {scale: min(fewer, course.times(scale) - 1) for scale in late}
 
     def _guidance(self, run: int) -> BranchRule:
         """Returns which branches run. An adaptive drop is decided one scale before the first one it may change."""
@@ -135,8 +145,8 @@ class Interpreter:
         return rule
 
     def _kept(self, run: int) -> dict[int, float]:
-        """Returns the keep ratio of every scale of which a token is removed; the first scale is never one."""
-        first = max(1, run - int(self.read["pruned_scales"]))
+        """Returns the keep ratio of every scale of which a token is removed; a clip's first scale is never one."""
+        first = max(self.target.clip.start + 1, run - int(self.read["pruned_scales"]))
         kept = {scale: min(1.0, float(self.read[f"keep_{scale}"])) for scale in range(first, run)}
         return {scale: keep for scale, keep in kept.items() if _removes(self.target.scale_schedule[scale], keep)}
 
@@ -155,14 +165,15 @@ class Interpreter:
 
     def _ending(self, run: int, shape: _Shape | None, guidance: BranchRule) -> _Ending:
         kind, read = self.read["ending"], self.read
-        if kind == "group" and guidance.branch != "adaptive" and (shape is None or shape.groupable):
+        alone = self.target.course.by_clip or guidance.branch == "adaptive" or not (shape is None or shape.groupable)
+        if kind == "group" and not alone:
             first = max(1, run - int(read["group_scales"]))
             return _Ending(group_from=first if first < run - 1 else None)
         if kind not in _ENDING_EARLY or not self.target.skippable or not self._may_adapt():
             return _Ending()
         if kind == "probe" and guidance.branch != "uncond" and self.calibration and self.calibration.probe:
             return _Ending(probe=self.calibration.probe if self.calibration.probe.scale + 1 < run else None)
-        first = max(2, self.target.count - int(read["stop_scales"])) if kind == "stop" else run
+        first = max(self.target.clip.start + 2, self.target.count - int(read["stop_scales"])) if kind == "stop" else run
         if first < run:
             metric, share = str(read["stop_metric"]), read.number("stop_share")
             threshold = self._threshold("stop_threshold", self.calibration and self.calibration.change(metric, first))
@@ -179,6 +190,7 @@ class Interpreter:
             return fields | {"cell": int(self.read["cell"])}
         fields |= self._scorer()
         fields |= self._selection(shape, first, grouped=grouped)
+        fields |= {"dense_repetitions": int(self.read["dense_repetitions"])} if self.target.course.repetitions else {}
         if _branches_differ(fields) and not _single(guidance, first):
             fields["rows"] = str(self.read["rows"])
         return fields
@@ -187,7 +199,7 @@ class Interpreter:
         """Returns the fields of the reducer and the restorer."""
         fields: dict[str, object] = {}
         if shape.restorer in CACHED_RESTORERS:
-            fields["cache_scale"] = max(0, first - int(self.read["cache_before"]))
+            fields["cache_scale"] = max(self.target.clip.start, first - int(self.read["cache_before"]))
             fields["interpolation"] = str(self.read["interpolation"])
         if shape.restorer == "nearest" and shape.granularity == "scale":
             fields["recover_at"] = str(self.read["recover_at"])
@@ -196,7 +208,7 @@ class Interpreter:
         if shape.reducer == "project":
             fields["positions"] = str(self.read["positions"])
             if shape.granularity == "chunk" and self.read["ranks"] == "table":
-                fields["ranks"] = rank_table(self.calibration, min(CHUNKS, self.target.depth))
+                fields["ranks"] = rank_table(self.calibration, min(self.target.chunks, self.target.depth))
         return fields
 
     def _scorer(self) -> dict[str, object]:
@@ -206,8 +218,8 @@ class Interpreter:
             return {"scorer": weights, "normalise": str(self.read["normalise"])}
         fields: dict[str, object] = {"scorer": {name: 1.0}}
         if name == "delta":
-            fields["chunk"] = int(self.read["delta_chunk"]) * min(CHUNKS, self.target.depth) // CHUNKS
-        if name in LATENT_SCORERS:
+            fields["chunk"] = int(self.read["delta_chunk"]) * min(self.target.chunks, self.target.depth) // CHUNKS
+        if name in OF_LATENTS:
             fields["region"] = int(self.read["region"])
         return fields
 
@@ -237,26 +249,29 @@ class Interpreter:
         return float(f"{self.read.number(key) * (unit or 1.0):.4g}")
 
     def _keys(self, run: int) -> KeyRule:
-        kind = self.read["keys"]
+        kind = "all" if self.target.course.by_clip else self.read["keys"]
         if kind == "ends":
             first, last = int(self.read["keys_first"]), int(self.read["keys_last"])
             return KeyRule(first, last) if first + last < run - 1 else KeyRule()
         return KeyRule(budget=self.read.number("keys_budget")) if kind == "budget" else KeyRule()
 
 
-def _at(scale: int, said: _Decisions) -> ScalePruning:
+def _at(scale: int, said: _Decisions, target: Target) -> ScalePruning:
     """Returns the rule of one scale: what the others have too, but for scorers that have nothing to look at there."""
     fields, guidance, keep = dict(said.fields), said.guidance, said.kept[scale]
     if _single(guidance, scale):
         fields.pop("rows", None)
     if "floor" in fields:
         fields["floor"] = min(fields["floor"], keep)
+    runs = target.course.times(scale) - said.fewer.get(scale, 0)
+    if "dense_repetitions" in fields:
+        fields["dense_repetitions"] = min(fields["dense_repetitions"], runs - 1) if runs > 1 else 1
     if fields.get("ranks"):
         keep = max(fields["ranks"])
     name, group_from = next(iter(fields.get("scorer", ("dc",)))), said.ending.group_from
     if group_from is not None and scale > group_from and name in _WITHIN_GROUP:
         fields["scorer"] = "latent_cos"
-    elif scale < _LOOK_BACK.get(name, 0) or (name == "cond_uncond" and _may_lack_branch(said, scale)):
+    elif scale - target.clip.start < _LOOK_BACK.get(name, 0) or (name == "cond_uncond" and _may_lack_branch(said, scale)):
         fields["scorer"] = "dc"
     return ScalePruning(keep=keep, **fields)
 

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
+from autoprune.clips import ONCE_EACH, Course, clip_ranges
 from autoprune.errors import UserError, unknown_name
 from autoprune.policy import Grid
 
@@ -23,18 +24,31 @@ LOG_DECIMALS = 4  # of the exponent: enough for every threshold of three digits
 class Target:
     """What a policy must fit: a backbone's name, its number of blocks and the schedule of an aspect ratio.
 
-    One that is not `skippable` needs its last scale, so nothing may end a generation early.
+    One that is not `skippable` needs its last scale, so nothing may end a generation early. Of a video only the last clip is
+    searched: shares and positions are those of its scales. `chunks` are the groups of blocks that are pruned together.
     """
 
     backbone: str
     depth: int
     scale_schedule: tuple[Grid, ...]
     skippable: bool = True
+    course: Course = ONCE_EACH
+    chunks: int = 8
 
     @property
     def count(self) -> int:
         """Returns the number of scales."""
         return len(self.scale_schedule)
+
+    @property
+    def clip(self) -> range:
+        """Returns the scales of the last clip, all of an image."""
+        return clip_ranges(self.scale_schedule)[-1]
+
+    @property
+    def moves(self) -> bool:
+        """Returns whether there are several frames."""
+        return self.scale_schedule[-1][0] > 1
 
 
 @dataclass(frozen=True)
@@ -63,10 +77,14 @@ class Knob(Protocol):
 
 @dataclass(frozen=True)
 class Choice:
-    """One of a list, the first of which is the default. A file frees it by listing choices; a single one is fixed."""
+    """One of a list, the first of which is the default. A file frees it by listing choices; a single one is fixed.
+
+    `beyond(target)` are choices that mean nothing on a target and are not offered there.
+    """
 
     key: str
     allowed: tuple[Value, ...]
+    beyond: Callable[[Target], tuple[Value, ...]] = lambda target: ()
 
     def setting(self, given: object) -> tuple[Value, ...]:
         choices = tuple(given) if isinstance(given, list | tuple) else (given,)
@@ -77,7 +95,8 @@ class Choice:
         return choices
 
     def dimensions(self, setting: tuple[Value, ...] | None, target: Target) -> tuple[Dimension, ...]:
-        choices = setting or self.allowed[:1]
+        beyond = self.beyond(target)
+        choices = tuple(choice for choice in setting or self.allowed[:1] if choice not in beyond) or self.allowed[:1]
         return (Dimension(self.key, choices[0], CategoricalDistribution(choices) if len(choices) > 1 else None),)
 
     def placed(self, value: Value) -> dict[str, Value]:
@@ -245,7 +264,7 @@ class Keeps:
 
 def prunable(free: KeepRange | None, target: Target) -> tuple[int, ...]:
     """Returns the indices of the scales whose keep ratio is free."""
-    last = min(share_of(free.last_scales, target.count), target.count - 1) if free else 0
+    last = min(share_of(free.last_scales, len(target.clip)), len(target.clip) - 1) if free else 0
     return tuple(range(target.count - last, target.count))
 
 

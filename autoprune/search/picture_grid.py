@@ -45,6 +45,7 @@ def difference(dense: torch.Tensor, pruned: torch.Tensor) -> torch.Tensor:
 
 
 def picture(image: torch.Tensor) -> Image.Image:
-    """Returns an image [3, H, W] in [0, 1] as a picture of 8 bits a colour."""
+    """Returns an image [3, H, W] in [0, 1], or the middle frame of a video [3, F, H, W], as a picture of 8 bits a colour."""
+    image = image if image.dim() == 3 else image[:, image.shape[1] // 2]
     pixels = (image.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
     return Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))

@@ -25,7 +25,7 @@ def placed(setting: PresetSetting, target: Target, calibration: Calibration | No
     Where the last scale must run, skipped scales run in full and everything else begins at the same scale as with them.
     Raises LeftOut for one that refers to measurements of the backbone which do not exist, or that decides where to end.
     """
-    entries = _ratios(setting, target.count)
+    entries = _ratios(setting, target)
     if setting.layers is not None:
         share = target.depth / setting.of_layers
         entries["exempt_first"] = nearest(setting.layers[0] * share)
@@ -33,9 +33,15 @@ def placed(setting: PresetSetting, target: Target, calibration: Calibration | No
     for key, value in setting.values.items():
         knob = KNOBS[key]
         if isinstance(knob, Count) and setting.of_scales:
-            value = max(knob.low, min(value, 1), nearest(value * target.count / setting.of_scales))
+            value = max(knob.low, min(value, 1), nearest(value * len(target.clip) / setting.of_scales))
         if not isinstance(value, Mapping):
             entries |= knob.placed(value)
+    if entries.get("scorer") == "spatiotemporal" and not target.moves:
+        entries["scorer"] = "latent_cos"  # which ranks tokens alike where there is one frame
+    if target.course.by_clip and entries.get("ending") == "group":
+        raise LeftOut(
+            f"preset {setting.name} is left out: scales of {target.backbone} do not see each other, so none are grouped."
+        )
     if not target.skippable:
         entries = _run_in_full(setting, entries, target)
     for key, value in setting.values.items():
@@ -56,11 +62,12 @@ def nearest(value: float) -> int:
     return math.floor(value + 0.5)
 
 
-def _ratios(setting: PresetSetting, count: int) -> dict[str, Value]:
-    """Returns keep ratios, skipped and pruned scales.
+def _ratios(setting: PresetSetting, target: Target) -> dict[str, Value]:
+    """Returns keep ratios, skipped and pruned scales, of a video those of its last clip.
 
     A schedule too short to hold any of the source's pruned scales prunes its last one that runs, by the last ratio.
     """
+    count = len(target.clip)
     stretch = (setting.of_scales or count) / count
     keeps = [_from_end(setting.keep, offset, stretch) for offset in range(1, count + 1)]
     skip = next((index for index, keep in enumerate(keeps) if keep > 0), count - 1)
@@ -69,7 +76,7 @@ def _ratios(setting: PresetSetting, count: int) -> dict[str, Value]:
     if between and not pruned:
         pruned = {skip + 1: between[-1]}
     entries: dict[str, Value] = {"skip_last": skip, "pruned_scales": max(pruned, default=skip) - skip}
-    return entries | {f"keep_{count - offset}": keep for offset, keep in pruned.items()}
+    return entries | {f"keep_{target.count - offset}": keep for offset, keep in pruned.items()}
 
 
 def _from_end(keep: tuple[float, ...], offset: int, stretch: float) -> float:

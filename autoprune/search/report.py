@@ -23,7 +23,7 @@ from autoprune.search.prompt_files import texts_sha256
 from autoprune.search.publication import TABLE_FILE
 from autoprune.search.quality import make_quality
 from autoprune.search.records import StudyResult
-from autoprune.search.report_page import PageDetails, Pictures, save_report_page, scale_times
+from autoprune.search.report_page import PageDetails, Pictures, ScaleTimes, save_report_page, scale_times
 from autoprune.search.settings import StorageSettings, StudySettings
 from autoprune.search.storage import JOURNAL_FILE, shown
 from autoprune.search.study_points import study_points
@@ -45,7 +45,7 @@ def write_report(result: StudyResult, backbone: Backbone, settings: StudySetting
         dimensions_image=save_dimension_plot(result.dimensions, result.directory / "dimensions.png"),
         picture_grids=_picture_grids(result, pictures),
         policies=tuple(member.policy_path for member in result.front if member.policy_path),
-        scale_times=scale_times(result, _table(result)),
+        scale_times=_scale_times(result, backbone),
     )
 
 
@@ -53,9 +53,13 @@ def write_page(
     result: StudyResult, backbone: Backbone, settings: StudySettings, *, command: str, pictures: Pictures | None = None
 ) -> Path:
     """Writes report.html, also for a study that was stopped after its first trial, and returns its path."""
-    commands, times = _commands(result, command, settings.storage), scale_times(result, _table(result))
-    details = PageDetails(_conditions(result, backbone, settings), commands, times, pictures)
+    conditions, commands = _conditions(result, backbone, settings), _commands(result, command, settings.storage)
+    details = PageDetails(conditions, commands, _scale_times(result, backbone), pictures)
     return save_report_page(result, details, result.directory / "report.html")
+
+
+def _scale_times(result: StudyResult, backbone: Backbone) -> tuple[ScaleTimes, ...]:
+    return scale_times(result, _table(result), backbone.model.course(backbone.scale_schedule()))
 
 
 def _pictures(result: StudyResult, backbone: Backbone, settings: StudySettings) -> Pictures | None:

@@ -6,6 +6,7 @@ The page is `page/report.html` with its style and script put in, and the study a
 import base64
 import io
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
+from autoprune.clips import ONCE_EACH, Course
 from autoprune.files import write_whole
 from autoprune.measure.latency import LatencyTable, plan_keys
 from autoprune.measure.statistics import Interval
@@ -174,26 +176,27 @@ def _history(result: StudyResult) -> dict[str, object]:
     }
 
 
-def scale_times(result: StudyResult, table: LatencyTable | None) -> tuple[ScaleTimes, ...]:
-    """Returns the times by scale of dense and every tier, nothing without a table."""
+def scale_times(result: StudyResult, table: LatencyTable | None, course: Course = ONCE_EACH) -> tuple[ScaleTimes, ...]:
+    """Returns the times by scale of dense and every tier, nothing without a table; all runs of a scale together."""
     if table is None:
         return ()
     points = study_points(result)
     dense = [(DENSE, point.trial.policy) for point in points if point.kind == DENSE]
     tiers = [(point.label, point.trial.policy) for point in points if point.kind == FRONT and point.tiers]
-    return tuple(ScaleTimes(name, _parts(policy, table)) for name, policy in dense + tiers)
+    return tuple(ScaleTimes(name, _parts(policy, table, course)) for name, policy in dense + tiers)
 
 
-def _parts(policy: Policy, table: LatencyTable) -> tuple[tuple[str, int, float, float], ...]:
-    plan = compile_plan(policy, policy.scale_schedule, policy.depth)
+def _parts(policy: Policy, table: LatencyTable, course: Course) -> tuple[tuple[str, int, float, float], ...]:
+    plan = compile_plan(policy, policy.scale_schedule, policy.depth, course)
     times = None if policy.adaptive else table.parts(plan_keys(plan))
     if times is None:
         return ()
-    labels = [f"scale {scale.index} ({scale.grid[1]}x{scale.grid[2]})" for scale in plan.scales]
-    numbers = [*(scale.index for scale in plan.scales), -1]
-    return tuple(
-        (label, number, *each) for label, number, each in zip([*labels, "text and decoding"], numbers, times, strict=True)
-    )
+    parts: dict[int, tuple[str, int, float, float]] = {}
+    for scale, (seconds, spread) in zip(plan.scales, times[:-1], strict=True):
+        label = f"scale {scale.index} ({scale.grid[1]}x{scale.grid[2]})"
+        *_, before, apart = parts.get(scale.index, (0.0, 0.0))
+        parts[scale.index] = (label, scale.index, before + seconds, math.hypot(apart, spread))
+    return (*parts.values(), ("text and decoding", -1, *times[-1]))
 
 
 def _bars(times: ScaleTimes) -> dict[str, object]:

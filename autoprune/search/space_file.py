@@ -26,7 +26,7 @@ class PresetSetting:
     `values` holds the other decisions by the names of dimensions.KNOBS; a threshold may be `{quantile: q}` of what
     calibration measures at the first scale it decides on. Thresholds of differences and changes count in their calibrated
     medians, where there is a calibration. `inferred` marks what the source does not state; a `control`
-    is measured to compare with, never exported.
+    is measured to compare with, never exported. One for `videos` has no place where there is a single frame.
     """
 
     name: str
@@ -37,6 +37,7 @@ class PresetSetting:
     layers: tuple[int, int] | None = None
     inferred: bool = False
     control: bool = False
+    videos: bool = False
     values: Mapping[str, Value | Mapping[str, float]] = field(default_factory=dict)
 
     @property

@@ -11,10 +11,14 @@ MS_SSIM_SIDE = 176  # five scales, each half of the one before, and windows of 1
 
 
 def psnr(images: Tensor, dense: Tensor) -> Tensor:
-    """Returns the PSNR in dB of images [B, 3, H, W] in [0, 1], float32 [B]; identical ones have IDENTICAL_PSNR."""
+    """Returns the PSNR in dB of images [B, 3, H, W] in [0, 1], float32 [B]; identical ones have IDENTICAL_PSNR.
+
+    Of videos [B, 3, F, H, W] all frames count as one image, here; SSIM is averaged over frames.
+    """
     from torchmetrics.functional.image import peak_signal_noise_ratio
 
-    found = peak_signal_noise_ratio(images.float(), dense.float(), data_range=1.0, reduction="none", dim=(1, 2, 3))
+    places = tuple(range(1, images.dim()))
+    found = peak_signal_noise_ratio(images.float(), dense.float(), data_range=1.0, reduction="none", dim=places)
     return torch.nan_to_num(found, posinf=IDENTICAL_PSNR).clamp(max=IDENTICAL_PSNR).cpu()
 
 
@@ -22,16 +26,23 @@ def ssim(images: Tensor, dense: Tensor) -> Tensor:
     """Returns the SSIM in [-1, 1] of images [B, 3, H, W] in [0, 1], float32 [B]; identical ones have 1."""
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    found = structural_similarity_index_measure(images.float(), dense.float(), data_range=1.0, reduction="none")
-    return found.reshape(-1).cpu()
+    pair = frames_of(images.float()), frames_of(dense.float())
+    found = structural_similarity_index_measure(*pair, data_range=1.0, reduction="none")
+    return found.reshape(len(images), -1).mean(dim=1).cpu()
 
 
 def ms_ssim(images: Tensor, dense: Tensor) -> Tensor:
     """Returns the MS-SSIM in [0, 1] of images [B, 3, H, W] in [0, 1], float32 [B], negative scales counted as 0."""
     from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
-    found = multiscale_structural_similarity_index_measure(images.float(), dense.float(), data_range=1.0, reduction="none")
-    return found.reshape(-1).cpu()
+    pair = frames_of(images.float()), frames_of(dense.float())
+    found = multiscale_structural_similarity_index_measure(*pair, data_range=1.0, reduction="none")
+    return found.reshape(len(images), -1).mean(dim=1).cpu()
+
+
+def frames_of(images: Tensor) -> Tensor:
+    """Returns images [B, 3, H, W] as they are and videos [B, 3, F, H, W] as the frames of one after the other."""
+    return images if images.dim() == 4 else images.transpose(1, 2).flatten(0, 1)
 
 
 class Psnr:

@@ -17,21 +17,21 @@ class TokenRecorder(Observer):
     """Keeps what a generation draws, from its first scale on, by reference: nothing is copied, no device is waited for."""
 
     def __init__(self) -> None:
-        self._runs: list[list[Tensor]] = []  # one a sample where a policy splits the batch, else one
+        self._runs: list[dict[int, Tensor]] = []  # one a sample where a policy splits the batch, else one; by run of a scale
 
     def scale_done(self, scale: ScalePlan, logits: Tensor, bits: Tensor, latent: Tensor) -> None:
-        if scale.index == 0:
-            self._runs.append([])
-        self._runs[-1].append(bits)
+        if scale.step == 0:
+            self._runs.append({})
+        self._runs[-1][scale.step] = bits
 
     def tokens(self, dense: Sequence[Tensor] = ()) -> tuple[Tensor, ...]:
-        """Returns bits [B, N, d] or codes [B, N] of every scale.
+        """Returns bits [B, N, d] or codes [B, N] of every scale, each time it runs.
 
-        Scales that were not drawn are NOT_DRAWN, in the shape that `dense`, the tokens of a whole generation, has there.
+        Those that were not drawn are NOT_DRAWN, in the shape that `dense`, the tokens of a whole generation, has there.
         """
-        missing = [torch.full_like(scale, NOT_DRAWN) for scale in dense]
-        runs = [run + [scale[: len(run[0])] for scale in missing[len(run) :]] for run in self._runs]
-        return tuple(torch.cat(scale) for scale in zip(*runs, strict=True))
+        missing = dict(enumerate(torch.full_like(scale, NOT_DRAWN) for scale in dense))
+        runs = [{step: scale[: len(run[0])] for step, scale in missing.items()} | run for run in self._runs]
+        return tuple(torch.cat([run[step] for run in runs]) for step in sorted(runs[0]))
 
 
 class TokenAgreement:
