@@ -49,6 +49,12 @@ def load_backbone(
     return backbone
 
 
+def native_bfloat16(device: torch.device) -> bool:
+    """Returns whether a device computes in bfloat16 by itself."""
+    probe: Callable[[], bool] | None = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return device.type == "cuda" or bool(probe and probe())
+
+
 @dataclass(frozen=True)
 class LoadArguments:
     """What every command takes to load a backbone; `text` is the folder of a text encoder, `graphs` auto or none,
@@ -95,13 +101,7 @@ def _device(name: str | torch.device | None) -> torch.device:
 
 def _compute_dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
-        native = device.type == "cuda" or _cpu_has_bfloat16()
-        return torch.bfloat16 if native else torch.float32
+        return torch.bfloat16 if native_bfloat16(device) else torch.float32
     if name not in DTYPES:
         raise unknown_name("dtype", name, ("auto", *DTYPES))
     return DTYPES[name]
-
-
-def _cpu_has_bfloat16() -> bool:
-    probe: Callable[[], bool] | None = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return bool(probe and probe())

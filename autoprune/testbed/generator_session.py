@@ -17,6 +17,7 @@ from autoprune.testbed.distributed import Team
 from autoprune.testbed.generator_checkpoint import SPEC, GeneratorRun, save_weights
 from autoprune.testbed.generator_recipe import Optimisers, initialise, pick_scales, scale_losses, total_loss
 from autoprune.testbed.latents import LatentSet, teacher_forcing
+from autoprune.testbed.precision import mixed
 from autoprune.testbed.train_text import pretrain_text
 
 REPORT_SECONDS = 20.0
@@ -92,7 +93,7 @@ class GeneratorSession:
             self.tokenizer, features.to(device), schedule, max_flip=self.recipe.max_flip, generator=generator
         )
         dropped = torch.rand(len(lengths), generator=generator, device=device) < self.recipe.unconditional_share
-        with torch.autocast(device, torch.bfloat16):
+        with mixed(device):
             text = self.text.encode(words.to(device), lengths)
             logits = self.model.forward_training(text, teacher.inputs, schedule, dropped=dropped)
         return scale_losses(logits, teacher.targets), teacher.targets
@@ -114,7 +115,7 @@ class GeneratorSession:
             device = self.run.device
             generator = torch.Generator(device).manual_seed(0)
             teacher = teacher_forcing(self.tokenizer, features.to(device), self.schedule, max_flip=0.0, generator=generator)
-            with torch.autocast(device, torch.bfloat16):
+            with mixed(device):
                 features_of_text = text.encode(words.to(device), lengths)
                 logits = model.forward_training(features_of_text, teacher.inputs, self.schedule)
             sums += scale_losses(logits, teacher.targets).cpu() * len(batch) / len(rows)

@@ -16,6 +16,7 @@ from autoprune.backbones.schedules import scale_schedule
 from autoprune.policy import Grid
 from autoprune.testbed.distributed import Team
 from autoprune.testbed.generator_checkpoint import weights_hash
+from autoprune.testbed.precision import mixed
 from autoprune.testbed.scenes import DATA_VERSION, training_pair
 
 ENCODE_BATCH = 32
@@ -70,7 +71,7 @@ def encode_scenes(latents: LatentSet, tokenizer: BSQTokenizer, rows: Sequence[in
         pairs = [training_pair(seed, row) for row in chunk]
         images = torch.from_numpy(np.stack([pair[0] for pair in pairs])).to(device)
         images = images.permute(0, 3, 1, 2).float() / 127.5 - 1
-        with torch.autocast(device.type, torch.bfloat16):
+        with mixed(device.type):
             features = tokenizer.encode(images)
         latents.features[chunk] = features.half().cpu().numpy()
         for row, (_, caption, *_rest) in zip(chunk, pairs, strict=True):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from autoprune.backbones.caption_encoder import CaptionEncoder, tokenize
 from autoprune.testbed.captions import COLOURS, GROUNDS, RELATIONS, SHAPES, TEXTURES, TONES, Description, sample_description
 from autoprune.testbed.distributed import Team
+from autoprune.testbed.precision import mixed
 
 BATCH = 160  # captions a step, all processes together
 RATE = 2e-3
@@ -47,7 +48,7 @@ def pretrain_text(team: Team, encoder: CaptionEncoder, *, steps: int, seed: int)
         rng = np.random.default_rng([seed, step, team.rank])
         batch = text_batch([sample_description(rng) for _ in range(BATCH // team.size)])
         optimiser.param_groups[0]["lr"] = RATE * min(1, (step + 1) / 20) * (1 - step / steps)
-        with torch.autocast(device.type, torch.bfloat16):
+        with mixed(device.type):
             answers = reader(encoder.encode(batch.words.to(device), batch.lengths).values)
         loss, accuracy = _grade(answers.float(), batch)
         optimiser.zero_grad()
