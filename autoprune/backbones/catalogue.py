@@ -9,14 +9,14 @@ import torch
 from autoprune.backbones.allocator import keep_freed_memory
 from autoprune.backbones.backbone import Backbone
 from autoprune.backbones.decoding import Decoding
-from autoprune.backbones.embedded import embedded_backbone
+from autoprune.backbones.embedded import EMBEDDED, embedded_backbone
 from autoprune.backbones.linear import pack_linears
 from autoprune.backbones.official import RELEASED
 from autoprune.backbones.released import Target, TextOptions, random_backbone, released_backbone
 from autoprune.errors import UserError, unknown_name
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-BACKBONES = ("tiny", *RELEASED)
+BACKBONES = (*EMBEDDED, *RELEASED)
 
 
 def load_backbone(
@@ -30,10 +30,10 @@ def load_backbone(
 ) -> Backbone:
     """Loads a backbone for inference.
 
-    `weights` is the folder with the released files, or "random" for the true shapes with seeded random values; of `tiny` a
-    safetensors file, None for the one shipped in the package. `dtype` is the precision of the blocks: "auto" takes bfloat16
-    where the device computes it natively. `text` says where a text encoder is: its folder, or more options. `graphs`: "auto"
-    uses CUDA graphs on a CUDA device (graphs.py), "none" never. On CPUs the process keeps freed memory from then on
+    `weights` is the folder with the released files, or "random" for the true shapes with seeded random values; of the embedded
+    ones a safetensors file, None for the one shipped in the package. `dtype` is the precision of the blocks: "auto" takes
+    bfloat16 where the device computes it natively. `text` says where a text encoder is: its folder, or more options. `graphs`:
+    "auto" uses CUDA graphs on a CUDA device (graphs.py), "none" never. On CPUs the process keeps freed memory from then on
     (allocator.py), and a small model its weights twice (linear.py).
     Raises UserError for an unknown name or dtype and for files that do not fit.
     """
@@ -77,7 +77,7 @@ class LoadArguments:
 
 
 def _built(name: str, weights: str | Path | None, target: Target, text: TextOptions) -> Backbone:
-    if name == "tiny":
+    if name in EMBEDDED:
         return embedded_backbone(name, weights, target)
     spec = RELEASED[name]
     if weights == "random":

@@ -23,7 +23,15 @@ from autoprune.backbones.released import TextOptions
 from autoprune.errors import UserError
 from autoprune.search.folders import shipped_folder
 from autoprune.search.prompt_files import PromptFile, read_prompts
-from autoprune.search.settings import BudgetSettings, LatencySettings, QualitySettings, SamplerSettings, StudySettings
+from autoprune.search.settings import (
+    AUTO,
+    EMBEDDED,
+    BudgetSettings,
+    LatencySettings,
+    QualitySettings,
+    SamplerSettings,
+    StudySettings,
+)
 from autoprune.search.space_file import space_from_document
 
 
@@ -35,9 +43,6 @@ class RunSettings:
     study: StudySettings
     tracker: "TrackerChoice"
     composed: dict[str, object]
-
-
-EMBEDDED = "tiny"
 
 
 class _Strict(BaseModel):
@@ -166,11 +171,16 @@ def read_settings(config: DictConfig) -> RunSettings:
 def _quality(chosen: QualitySettings, prompts: PromptFile | None, *, backbone: str) -> QualitySettings:
     """Returns the settings with `auto` decided: nothing detects what a user's own prompts ask for.
 
-    Raises UserError where there are only scenes to ask for, which the embedded backbone alone has learnt.
+    Raises UserError where there are only scenes to ask for, which the embedded backbones alone have learnt, each its own.
     """
-    if prompts is None and backbone != EMBEDDED and chosen.name == "auto":
+    if prompts is None and backbone not in EMBEDDED and chosen.name == "auto":
         raise UserError(f"backbone {backbone} needs your prompts; give prompts=FILE, one a line (of VAR: class numbers).")
-    return chosen if chosen.name != "auto" else replace(chosen, name="fidelity" if prompts else "scenes")
+    own = EMBEDDED.get(backbone, "scenes")
+    if chosen.name == "motion" != own:
+        raise UserError(f"quality motion is of moving scenes, which {backbone} has not learnt; set quality={own}.")
+    if prompts is None and chosen.name in (AUTO, "scenes"):
+        return replace(chosen, name=own)
+    return chosen if chosen.name != AUTO else replace(chosen, name="fidelity")
 
 
 class _SearchSpacesBesideConf(SearchPathPlugin):

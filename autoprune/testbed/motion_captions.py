@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autoprune.backbones.caption_encoder import VOCABULARY
 from autoprune.errors import UserError, unknown_name
 from autoprune.testbed.captions import COLOURS, RELATIONS, SHAPES, SPLITS, TONES, pick, split_of
 
@@ -12,7 +11,6 @@ DIRECTIONS = ("left", "right", "up", "down")
 MOTIONS = ("still", *DIRECTIONS, "growing", "shrinking", "rotating", "becoming")
 TURNING_SHAPES = ("square", "triangle", "cross")  # circles and rings look the same however they turn
 TASKS = ("moving", "changing", "two")  # place, look, both of two objects; a still one is a case of the first and the last
-MOTION_VOCABULARY = (*VOCABULARY, "still", "moving", "up", "down", "growing", "shrinking", "rotating", "becoming")
 
 _PATIENCE = 3000  # draws without a new prompt after which a task is exhausted
 _TONE_SHARE = 0.4
@@ -45,7 +43,7 @@ class MotionDescription:
     tone: str | None = None
 
     def text(self) -> str:
-        """The sentence, of MOTION_VOCABULARY."""
+        """The sentence, of the encoder's MOTION_VOCABULARY."""
         subject = f" {self.relation} ".join(mover.text() for mover in self.movers)
         return subject + (f" on a {self.tone} background" if self.tone else "")
 

@@ -58,7 +58,12 @@ def find_tracks(videos: Tensor) -> list[list[Track]]:
 
 def score_videos(videos: Tensor, prompts: Sequence[MotionPrompt], *, threshold: float) -> SceneScores:
     """Scores `videos` [B, 3, F, h, w] in [0, 1]; an object counts from IoU `threshold` in the first frame on."""
-    pairs = list(zip(find_tracks(videos), prompts, strict=True))
+    return score_tracks(find_tracks(videos), prompts, threshold=threshold)
+
+
+def score_tracks(found: Sequence[Sequence[Track]], prompts: Sequence[MotionPrompt], *, threshold: float) -> SceneScores:
+    """Scores what `find_tracks` returned."""
+    pairs = list(zip(found, prompts, strict=True))
     return SceneScores(
         tasks=tuple(prompt.task for prompt in prompts),
         correct=np.array([is_right(tracks, prompt, threshold=threshold) for tracks, prompt in pairs], dtype=bool),

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from autoprune.backbones import bsq_tokenizer
 from autoprune.backbones.bsq_tokenizer import BSQTokenizer
-from autoprune.backbones.clip_tokenizer import ClipTokenizer, ClipTokenizerConfig
+from autoprune.backbones.caption_encoder import MOTION_VOCABULARY, VOCABULARY
+from autoprune.backbones.clip_tokenizer import ClipTokenizer
 from autoprune.backbones.schedules import scale_schedule
-from autoprune.backbones.tiny_video import RUNS
+from autoprune.backbones.tiny_video import RUNS, TOKENIZER
 from autoprune.policy import Grid
 from autoprune.testbed.motion import FRAMES, MOTION_VERSION, VIDEO_SIZE, motion_pair
 from autoprune.testbed.scenes import DATA_VERSION, IMAGE_SIZE, training_pair
@@ -21,7 +22,8 @@ Pair = tuple[np.ndarray, str, object]
 
 @dataclass(frozen=True)
 class World:
-    """`pair(seed, index)` is pixels uint8 of `shape` and their caption; `runs` are the grids in which the quantiser works."""
+    """`pair(seed, index)` is pixels uint8 of `shape` and their caption; `runs` are the grids in which the quantiser works,
+    of one clip of a video."""
 
     name: str
     version: str
@@ -30,6 +32,7 @@ class World:
     runs: tuple[Grid, ...]
     tokenizer: Callable[[object], nn.Module]
     config: object
+    vocabulary: tuple[str, ...] = VOCABULARY
 
     def batch(self, pixels: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
         """Pixels uint8 [B, (F,) h, w, 3] -> float [B, 3, (F,) h, w] in [-1, 1]."""
@@ -58,6 +61,7 @@ VIDEOS = World(
     pair=motion_pair,
     runs=RUNS,
     tokenizer=ClipTokenizer,
-    config=ClipTokenizerConfig(),
+    config=TOKENIZER,
+    vocabulary=MOTION_VOCABULARY,
 )
 WORLDS = {world.name: world for world in (IMAGES, VIDEOS)}
