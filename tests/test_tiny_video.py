@@ -125,8 +125,6 @@ def test_dropped_samples_see_the_unconditional_text(backbone: Backbone, features
         mixed = star_logits(backbone.model, text, teacher.inputs, dropped=torch.tensor([True, False]))
         whole = backbone.model.with_unconditional(text, None).text
         both = star_logits(backbone.model, whole, [entry.repeat(2, 1, 1) for entry in teacher.inputs])
-            backbone.model, backbone.model.with_unconditional(text, None).text, [x.repeat(2, 1, 1) for x in teacher.inputs]
-        )
     for ours, theirs in zip(mixed, both, strict=True):
         torch.testing.assert_close(ours, theirs[[2, 1]], atol=1e-4, rtol=1e-4)
 
