@@ -138,7 +138,7 @@ def _answer(choices: Choices, policy: Policy) -> Answer:
     comparison = _compared(choices, policy, backbone, prompts)
     here = comparison.policies[1].measurement.to_plain() | conditions
     incomparable = {"speed_up": "other conditions"} if elsewhere else {}
-    if not _same_prompts(policy.measured, prompts):
+    if not _same_prompts(policy.measured, backbone, prompts):
         incomparable |= dict.fromkeys(("loss", "score_drop"), "other prompts than the file's")
     rows = compared_rows(policy.measured, here, incomparable=incomparable)
     return _told(rows, policy, here, comparison)
@@ -174,15 +174,15 @@ def _warnings(policy: Policy, backbone: Backbone, elsewhere: list[str]) -> Itera
         yield f"the file's numbers are of other weights ({found}); load those to compare."
 
 
-def _same_prompts(measured: Mapping[str, object], prompts: "PromptFile | None") -> bool:
+def _same_prompts(measured: Mapping[str, object], backbone: Backbone, prompts: "PromptFile | None") -> bool:
     """Returns whether the file's held-out prompts come from where ours do: then they are two samples of one kind."""
     from autoprune.search.prompt_files import texts_sha256
     from autoprune.search.quality import make_quality
-    from autoprune.search.settings import QualitySettings
+    from autoprune.search.settings import EMBEDDED, QualitySettings
 
     if (prompts is None) != (measured.get("score_drop") is not None):
         return False
-    quality = make_quality(QualitySettings(), prompts)
+    quality = make_quality(QualitySettings(name=EMBEDDED.get(backbone.name, "scenes")), prompts)
     try:
         texts = quality.texts(quality.prompts("held_out", measured["prompts"]))
     except UserError:  # a file with fewer prompts

@@ -12,7 +12,7 @@ from autoprune.backbones import BACKBONES
 from autoprune.errors import UserError
 from autoprune.search.config import read_settings, run_composed
 from autoprune.search.folders import shipped_folder
-from autoprune.search.settings import LATENCIES, QUALITIES, SAMPLERS
+from autoprune.search.settings import EMBEDDED, LATENCIES, QUALITIES, SAMPLERS
 
 OWN = "".join(f"prompt {number}\n" for number in range(400))
 
@@ -59,8 +59,8 @@ def test_every_choice_of_every_group_composes(monkeypatch):
     Path("own.txt").write_text(OWN)
     for group in groups:
         for choice in group.glob("*.yaml"):
-            own = choice.stem == "fidelity" or (group.name == "backbone" and choice.stem != "tiny")
-            needed = ("prompts=own.txt",) if own else ()
+            own = choice.stem == "fidelity" or (group.name == "backbone" and choice.stem not in EMBEDDED)
+            needed = ("prompts=own.txt",) if own else ("backbone=tiny_video",) if choice.stem == "motion" else ()
             needed += (f"storage.url={URLS[choice.stem]}",) if choice.stem in URLS else ()
             (run,) = composed(monkeypatch, f"{group.name}={choice.stem}", *needed)
             chosen = run.composed.get(group.name, {})
@@ -94,8 +94,8 @@ def test_every_backbone_sampler_and_latency_has_its_file():
         ("budget.trials=0", "budget.trials must be at least 1, got 0."),
         ("quality.max_score_drop=1.5", "quality.max_score_drop must be in [0, 1], got 1.5."),
         ("quality.max_loss=-1", "quality.max_loss must be in [0, 1], got -1.0."),
-        ("quality=foo", "unknown quality 'foo'; choose from auto, fidelity, scenes."),
-        ("quality.name=foo", "unknown quality 'foo'; choose from scenes, fidelity."),
+        ("quality=foo", "unknown quality 'foo'; choose from auto, fidelity, motion, scenes."),
+        ("quality.name=foo", "unknown quality 'foo'; choose from scenes, motion, fidelity."),
         ("quality=fidelity", "quality fidelity needs prompts, got none; give prompts=FILE."),
         ("prompts=missing.txt", "prompts 'missing.txt' cannot be read (No such file or directory); give a file or a folder."),
         ("quality.loss=psnr", "unknown quality.loss 'psnr'; choose from ssim, ms_ssim, lpips, lpips_vgg."),
@@ -179,3 +179,10 @@ def test_a_user_folder_adds_choices(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=60)
     assert "trials: 500" in done.stdout, done.stderr
+
+
+def test_the_embedded_backbones_are_scored_on_what_they_have_learnt(monkeypatch):
+    for chosen in ("auto", "scenes", "motion"):
+        assert composed(monkeypatch, "backbone=tiny_video", f"quality={chosen}")[0].study.quality.name == "motion"
+    with pytest.raises(UserError, match=r"^quality motion is of moving scenes, .* set quality=scenes.$"):
+        composed(monkeypatch, "quality=motion")

@@ -21,7 +21,7 @@ from autoprune.testbed.generator_recipe import CURRICULUM, GeneratorRecipe, Opti
 from autoprune.testbed.generator_session import GeneratorSession
 from autoprune.testbed.latents import open_latents, teacher_forcing
 from autoprune.testbed.muon import Muon, MuonMatrix, orthogonalise
-from autoprune.testbed.train_text import pretrain_text, text_batch
+from autoprune.testbed.train_text import SCENE_EXAM, pretrain_text, scene_answers, text_batch
 
 SCHEDULE = scale_schedule()
 
@@ -87,7 +87,7 @@ def test_flipped_bits_change_later_inputs_and_targets_repair_them(tokenizer):
 def test_text_answers_agree_with_the_scenes():
     rng = np.random.default_rng(0)
     drawn = [scenes.sample_scene(rng) for _ in range(100)]
-    batch = text_batch([scene.description for scene in drawn])
+    batch = text_batch([([0] * 28, scene_answers(scene.description)) for scene in drawn], SCENE_EXAM)
     for index, scene in enumerate(drawn):
         nouns = (~batch.places[index, :, 0].isnan()).nonzero()[:, 0]
         assert len(nouns) == len(scene.description.nouns)

@@ -21,25 +21,26 @@ VOCABULARY = (
     "plain", "striped", "dotted", "checkered", "noisy",
     "dark", "gray", "light", "gradient", "background",
 )  # fmt: skip
+MOTION_VOCABULARY = (*VOCABULARY, "still", "moving", "up", "down", "growing", "shrinking", "rotating", "becoming")
 MAX_WORDS = 28
-_INDEX = {word: index for index, word in enumerate(VOCABULARY)}
 
 
-def tokenize(prompt: str) -> list[int]:
+def tokenize(prompt: str, vocabulary: tuple[str, ...] = VOCABULARY) -> list[int]:
     """Vocabulary indices of the words of `prompt`, ignoring case and punctuation; an empty prompt is `<null>`.
 
     Raises UserError for a word outside the vocabulary and for a prompt of more than MAX_WORDS words.
     """
     words = re.findall(r"\w+", prompt.lower())
-    unknown = [word for word in dict.fromkeys(words) if word not in _INDEX]
+    places = {word: index for index, word in enumerate(vocabulary)}
+    unknown = [word for word in dict.fromkeys(words) if word not in places]
     if unknown:
         raise UserError(
             f"the embedded text encoder knows a closed vocabulary, got {', '.join(map(repr, unknown))}; "
-            f"use the words: {', '.join(VOCABULARY[2:])}."
+            f"use the words: {', '.join(vocabulary[2:])}."
         )
     if len(words) > MAX_WORDS:
         raise UserError(f"a prompt must have at most {MAX_WORDS} words, got {len(words)}; shorten it.")
-    return [_INDEX[word] for word in words] or [_INDEX["<null>"]]
+    return [places[word] for word in words] or [places["<null>"]]
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class CaptionEncoderConfig:
     layers: int = 2
     heads: int = 4
     max_words: int = MAX_WORDS
+    vocabulary: tuple[str, ...] = VOCABULARY
 
 
 class CaptionEncoder(nn.Module):
@@ -58,7 +60,7 @@ class CaptionEncoder(nn.Module):
     def __init__(self, config: CaptionEncoderConfig = CaptionEncoderConfig()) -> None:
         super().__init__()
         self.config = config
-        self.words = nn.Embedding(len(VOCABULARY), config.width)
+        self.words = nn.Embedding(len(config.vocabulary), config.width)
         self.positions = nn.Parameter(torch.randn(config.max_words, config.width) * 0.02)
         self.layers = nn.ModuleList(_Layer(config.width, config.heads) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
@@ -66,11 +68,15 @@ class CaptionEncoder(nn.Module):
 
     def forward(self, prompts: Sequence[str]) -> TextFeatures:
         """Raises UserError for a prompt that `tokenize` refuses."""
-        rows = [tokenize(prompt) for prompt in prompts]
+        rows = [self.tokenize(prompt) for prompt in prompts]
         words = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long, device="cpu")
         for index, row in enumerate(rows):
             words[index, : len(row)] = torch.tensor(row, device="cpu")
         return self.encode(words.to(self.positions.device), tuple(map(len, rows)))
+
+    def tokenize(self, prompt: str) -> list[int]:
+        """The words of a prompt in this encoder's vocabulary."""
+        return tokenize(prompt, self.config.vocabulary)
 
     def encode(self, words: Tensor, lengths: tuple[int, ...]) -> TextFeatures:
         """Vocabulary indices `words` [B, T], 0 beyond `lengths` -> features with zeros there."""

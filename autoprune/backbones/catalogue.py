@@ -9,7 +9,7 @@ import torch
 from autoprune.backbones.allocator import keep_freed_memory
 from autoprune.backbones.backbone import Backbone
 from autoprune.backbones.decoding import Decoding
-from autoprune.backbones.embedded import embedded_backbone
+from autoprune.backbones.embedded import EMBEDDED, embedded_backbone
 from autoprune.backbones.forks import check_process
 from autoprune.backbones.linear import pack_linears
 from autoprune.backbones.official import RELEASED
@@ -17,7 +17,7 @@ from autoprune.backbones.released import Target, TextOptions, random_backbone, r
 from autoprune.errors import UserError, unknown_name
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-BACKBONES = ("tiny", *RELEASED)
+BACKBONES = (*EMBEDDED, *RELEASED)
 
 
 def load_backbone(
@@ -31,10 +31,10 @@ def load_backbone(
 ) -> Backbone:
     """Loads a backbone for inference.
 
-    `weights` is the folder with the released files, or "random" for the true shapes with seeded random values; of `tiny` a
-    safetensors file, None for the one shipped in the package. `dtype` is the precision of the blocks: "auto" takes bfloat16
-    where the device computes it natively. `text` says where a text encoder is: its folder, or more options. `graphs`: "auto"
-    uses CUDA graphs on a CUDA device (graphs.py), "none" never. On CPUs the process keeps freed memory from then on
+    `weights` is the folder with the released files, or "random" for the true shapes with seeded random values; of the embedded
+    ones a safetensors file, None for the one shipped in the package. `dtype` is the precision of the blocks: "auto" takes
+    bfloat16 where the device computes it natively. `text` says where a text encoder is: its folder, or more options. `graphs`:
+    "auto" uses CUDA graphs on a CUDA device (graphs.py), "none" never. On CPUs the process keeps freed memory from then on
     (allocator.py), and a small model its weights twice (linear.py).
     Raises UserError for an unknown name or dtype and for files that do not fit.
     """
@@ -49,6 +49,12 @@ def load_backbone(
     backbone = _built(name, weights, target, options).with_graphs(graphs)
     pack_linears(backbone.model)
     return backbone
+
+
+def native_bfloat16(device: torch.device) -> bool:
+    """Returns whether a device computes in bfloat16 by itself."""
+    probe: Callable[[], bool] | None = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return device.type == "cuda" or bool(probe and probe())
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,7 @@ class LoadArguments:
 
 
 def _built(name: str, weights: str | Path | None, target: Target, text: TextOptions) -> Backbone:
-    if name == "tiny":
+    if name in EMBEDDED:
         return embedded_backbone(name, weights, target)
     spec = RELEASED[name]
     if weights == "random":
@@ -97,13 +103,7 @@ def _device(name: str | torch.device | None) -> torch.device:
 
 def _compute_dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
-        native = device.type == "cuda" or _cpu_has_bfloat16()
-        return torch.bfloat16 if native else torch.float32
+        return torch.bfloat16 if native_bfloat16(device) else torch.float32
     if name not in DTYPES:
         raise unknown_name("dtype", name, ("auto", *DTYPES))
     return DTYPES[name]
-
-
-def _cpu_has_bfloat16() -> bool:
-    probe: Callable[[], bool] | None = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return bool(probe and probe())

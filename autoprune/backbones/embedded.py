@@ -1,32 +1,44 @@
-"""The embedded backbone: Infinity in small with its own text encoder, its weights in the package."""
+"""The embedded backbones: Infinity and InfinityStar in small, with text encoders of their own, weights in the package."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from autoprune.backbones import tiny_video
 from autoprune.backbones.backbone import Backbone, Sampling
 from autoprune.backbones.bsq_tokenizer import TINY as TINY_TOKENIZER
 from autoprune.backbones.bsq_tokenizer import BSQTokenizer, TokenizerConfig
-from autoprune.backbones.caption_encoder import CaptionEncoder, CaptionEncoderConfig
+from autoprune.backbones.caption_encoder import MOTION_VOCABULARY, VOCABULARY, CaptionEncoder, CaptionEncoderConfig
+from autoprune.backbones.clip_tokenizer import ClipTokenizer, ClipTokenizerConfig
+from autoprune.backbones.family import Schedule
 from autoprune.backbones.infinity import Infinity, TransformerConfig
+from autoprune.backbones.infinitystar import InfinityStar, StarConfig
 from autoprune.backbones.released import Target
 from autoprune.backbones.schedules import pixel_budget_schedules
 from autoprune.errors import UserError
 
-EMBEDDED_WEIGHTS = Path(__file__).parent / "weights" / "tiny.safetensors"
+WEIGHTS = Path(__file__).parent / "weights"
+EMBEDDED_WEIGHTS = WEIGHTS / "tiny.safetensors"
 
 
 @dataclass(frozen=True)
 class EmbeddedSpec:
-    """Sizes and sampling defaults of the embedded backbone."""
+    """Sizes and sampling defaults of an embedded backbone; one with a pixel budget makes images, the other one videos."""
 
-    transformer: TransformerConfig
-    tokenizer: TokenizerConfig
+    transformer: TransformerConfig | StarConfig
+    tokenizer: TokenizerConfig | ClipTokenizerConfig
     sampling: Sampling
-    pixel_budget: str
+    pixel_budget: str | None = None
+    vocabulary: tuple[str, ...] = VOCABULARY
+
+    @property
+    def schedule_for(self) -> Callable[..., Schedule]:
+        """The function from an aspect ratio (and a number of frames) to a schedule."""
+        return pixel_budget_schedules(self.pixel_budget) if self.pixel_budget else tiny_video.clip_schedule
 
 
 TINY = EmbeddedSpec(
@@ -35,40 +47,47 @@ TINY = EmbeddedSpec(
     sampling=Sampling(guidance=2.0, temperature=0.5),
     pixel_budget="0.06M",
 )
+TINY_VIDEO = EmbeddedSpec(
+    transformer=tiny_video.TRANSFORMER,
+    tokenizer=tiny_video.TOKENIZER,
+    sampling=Sampling(guidance=1.5, temperature=0.5, frames=tiny_video.FRAMES),
+    vocabulary=MOTION_VOCABULARY,
+)
+EMBEDDED = {"tiny": TINY, "tiny_video": TINY_VIDEO}
 
 
 def embedded_backbone(name: str, weights: str | Path | None, target: Target) -> Backbone:
-    """Loads the embedded backbone: `weights` is a file of its recipe, None for the shipped one, "random" for fresh values.
+    """Loads an embedded backbone: `weights` is a file of its recipe, None for the shipped one, "random" for fresh values.
 
     Raises UserError for a file that does not fit.
     """
+    spec = EMBEDDED[name]
     with torch.device("cpu"):  # whatever the host program's defaults are
-        parts, revision = _embedded_parts(TINY, weights)
+        parts, revision = _embedded_parts(spec, weights or WEIGHTS / f"{name}.safetensors")
     for part in parts.values():
         part.requires_grad_(False).eval().float().to(target.device)
-    for block in parts["infinity"].layers():
+    transformer, tokenizer, text = parts.values()
+    for block in transformer.layers():
         block.to(target.dtype)
-    for network in (parts["vae"].encoder, parts["vae"].decoder):
+    for network in (tokenizer.encoder, tokenizer.decoder):
         network.to(target.dtype, memory_format=torch.channels_last)
-    schedule_for = pixel_budget_schedules(TINY.pixel_budget)
-    return Backbone(name, parts["infinity"], parts["vae"], parts["text"], TINY.sampling, schedule_for, revision)
+    return Backbone(name, transformer, tokenizer, text, spec.sampling, spec.schedule_for, revision)
 
 
 def build_parts(spec: EmbeddedSpec) -> dict[str, nn.Module]:
-    """Builds the modules of an embedded backbone with fresh weights, by their prefix in its checkpoint file."""
-    return {
-        "infinity": Infinity(spec.transformer),
-        "vae": BSQTokenizer(spec.tokenizer, with_encoder=True),
-        "text": CaptionEncoder(CaptionEncoderConfig(width=spec.transformer.text_width)),
-    }
+    """Builds transformer, tokenizer and text encoder with fresh weights, by their prefix in the checkpoint file."""
+    text = CaptionEncoder(CaptionEncoderConfig(width=spec.transformer.text_width, vocabulary=spec.vocabulary))
+    if spec.pixel_budget:
+        return {"infinity": Infinity(spec.transformer), "vae": BSQTokenizer(spec.tokenizer), "text": text}
+    return {"star": InfinityStar(spec.transformer), "vae": ClipTokenizer(spec.tokenizer), "text": text}
 
 
-def _embedded_parts(spec: EmbeddedSpec, weights: str | Path | None) -> tuple[dict[str, nn.Module], str]:
+def _embedded_parts(spec: EmbeddedSpec, weights: str | Path) -> tuple[dict[str, nn.Module], str]:
     if weights == "random":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             return build_parts(spec), ""
-    path = Path(weights or EMBEDDED_WEIGHTS)
+    path = Path(weights)
     try:
         content = path.read_bytes()
     except OSError as error:

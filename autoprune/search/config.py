@@ -26,6 +26,8 @@ from autoprune.errors import UserError
 from autoprune.search.folders import shipped_folder
 from autoprune.search.prompt_files import PromptFile, read_prompts
 from autoprune.search.settings import (
+    AUTO,
+    EMBEDDED,
     BudgetSettings,
     LatencySettings,
     QualitySettings,
@@ -52,9 +54,6 @@ class RunSettings:
     join: bool = False
     per_device: bool = False
     several_jobs: bool = False
-
-
-EMBEDDED = "tiny"
 
 
 class _Strict(BaseModel):
@@ -198,11 +197,16 @@ def read_settings(config: DictConfig) -> RunSettings:
 def _quality(chosen: QualitySettings, prompts: PromptFile | None, *, backbone: str) -> QualitySettings:
     """Returns the settings with `auto` decided: nothing detects what a user's own prompts ask for.
 
-    Raises UserError where there are only scenes to ask for, which the embedded backbone alone has learnt.
+    Raises UserError where there are only scenes to ask for, which the embedded backbones alone have learnt, each its own.
     """
-    if prompts is None and backbone != EMBEDDED and chosen.name == "auto":
+    if prompts is None and backbone not in EMBEDDED and chosen.name == "auto":
         raise UserError(f"backbone {backbone} needs your prompts; give prompts=FILE, one a line (of VAR: class numbers).")
-    return chosen if chosen.name != "auto" else replace(chosen, name="fidelity" if prompts else "scenes")
+    own = EMBEDDED.get(backbone, "scenes")
+    if chosen.name == "motion" != own:
+        raise UserError(f"quality motion is of moving scenes, which {backbone} has not learnt; set quality={own}.")
+    if prompts is None and chosen.name in (AUTO, "scenes"):
+        return replace(chosen, name=own)
+    return chosen if chosen.name != AUTO else replace(chosen, name="fidelity")
 
 
 class _SearchSpacesBesideConf(SearchPathPlugin):

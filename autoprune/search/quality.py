@@ -14,7 +14,11 @@ from autoprune.measure.metrics.geneval_rules import read_tasks
 from autoprune.search.prompt_files import PromptFile, TextPrompt
 from autoprune.search.settings import QualitySettings, StudySettings
 from autoprune.testbed.captions import Prompt, prompt_set
+from autoprune.testbed.motion_captions import MotionPrompt, motion_prompts
+from autoprune.testbed.motion_score import score_videos
 from autoprune.testbed.score import score_images
+
+WORLDS = {"scenes": (prompt_set, score_images), "motion": (motion_prompts, score_videos)}
 
 
 class Quality(Protocol):
@@ -30,27 +34,28 @@ class Quality(Protocol):
 
 
 class SceneQuality:
-    """Scene score of the embedded world: right or wrong per image, seven tasks in turn (GenEval's six and texture)."""
+    """Score of an embedded world: right or wrong per image or video, the tasks of its prompts in turn."""
 
     def __init__(self, settings: QualitySettings) -> None:
         self._threshold = settings.threshold
+        self._prompts, self._score = WORLDS[settings.name]
 
-    def prompts(self, split: str, count: int, *, seed: int = 0) -> list[Prompt]:
+    def prompts(self, split: str, count: int, *, seed: int = 0) -> list[Prompt] | list[MotionPrompt]:
         """Returns `count` prompts of "search" or "held_out", balanced over tasks, the same at every call."""
-        return prompt_set(split, count, seed=seed)
+        return self._prompts(split, count, seed=seed)
 
-    def texts(self, prompts: Sequence[Prompt]) -> list[str]:
+    def texts(self, prompts: Sequence[Prompt | MotionPrompt]) -> list[str]:
         """Returns what the text encoder reads."""
         return [prompt.text for prompt in prompts]
 
-    def details(self, prompts: Sequence[Prompt]) -> list[Mapping[str, object]]:
+    def details(self, prompts: Sequence[Prompt | MotionPrompt]) -> list[Mapping[str, object]]:
         """Returns nothing for any prompt."""
         return [{} for _ in prompts]
 
-    def score(self, images: Tensor, prompts: Sequence[Prompt]) -> np.ndarray:
+    def score(self, images: Tensor, prompts: Sequence[Prompt | MotionPrompt]) -> np.ndarray:
         """Returns 1.0 for a right and 0.0 for a wrong image, [B]."""
         with one_blas_thread():
-            return score_images(images, prompts, threshold=self._threshold).correct.astype(float)
+            return self._score(images, prompts, threshold=self._threshold).correct.astype(float)
 
 
 class FidelityQuality:
@@ -76,7 +81,7 @@ class FidelityQuality:
 
 
 def make_quality(settings: QualitySettings, prompts: PromptFile | None) -> Quality:
-    """Returns the quality object: `fidelity` of the user's own prompts, `scenes` without any."""
+    """Returns the quality object: `fidelity` of the user's own prompts, without any that of the settings."""
     return SceneQuality(settings) if prompts is None else FidelityQuality(prompts)
 
 

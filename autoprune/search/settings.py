@@ -11,7 +11,8 @@ from autoprune.measure.metrics.suite import check_metrics
 from autoprune.search.prompt_files import PromptFile
 from autoprune.search.space_file import SpaceDefinition
 
-QUALITIES = ("scenes", "fidelity")
+QUALITIES = ("scenes", "motion", "fidelity")
+EMBEDDED = {"tiny": "scenes", "tiny_video": "motion"}  # backbones with prompts of their own world, and their quality
 AUTO = "auto"
 SAMPLERS = ("gp", "tpe", "nsga2", "random")
 PENDING = ("believer", "liar", "none")
@@ -63,7 +64,8 @@ class LatencySettings:
 
 @dataclass(frozen=True)
 class QualitySettings:
-    """Prompts, thresholds and budgets of quality: `scenes` scores images of its own prompts, `fidelity` has no score.
+    """Prompts, thresholds and budgets of quality: `scenes` and `motion` score images and videos of prompts of their
+    own, `fidelity` has no score.
 
     `prompts` and `held_out_prompts` count images of a trial and of the final measurement. A trial is feasible when its
     paired mean scene-score drop is at most `max_score_drop`, without scores its mean loss at most `max_loss` (and its peak

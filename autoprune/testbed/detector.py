@@ -14,7 +14,7 @@ from torch import Tensor
 
 from autoprune.testbed.captions import COLOURS, SHAPES, TEXTURES
 from autoprune.testbed.components import Components, connected_components
-from autoprune.testbed.scenes import signed_distance
+from autoprune.testbed.scenes import CORNER, signed_distance, turned
 from autoprune.testbed.texture_classifier import PATCH, classify_texture
 
 MIN_CHROMA = 0.2
@@ -24,6 +24,8 @@ MIN_PURITY = 0.8  # share of an object's chroma in its hue's bin
 MIN_ASPECT = 0.7  # short side / long side of the box
 _GRID = 32
 _DILATIONS = (-0.04, 0.0, 0.04)  # of the radius: about a pixel
+# Half of the angle after which a shape looks the same: no turn shows more.
+HALF_TURNS = {"circle": 0.0, "square": np.pi / 4, "triangle": np.pi / 3, "cross": np.pi / 4, "ring": 0.0}
 _CHUNK = 64  # images at a time, for memory
 
 
@@ -32,6 +34,7 @@ class Finding:
     """One object: centre and area in px, and the IoU with the template of each of SHAPES.
 
     `clean` says that it has one hue and a square enough box; `texture` is None where it was not asked for.
+    `turned_ious` are those with the shapes by half a turn (HALF_TURNS).
     """
 
     colour: str
@@ -41,6 +44,7 @@ class Finding:
     area: int
     clean: bool
     texture: str | None = None
+    turned_ious: tuple[float, ...] = ()
 
     @property
     def shape(self) -> str:
@@ -81,7 +85,8 @@ def _findings(images: Tensor, textured: Collection[int]) -> list[tuple[int, Find
         return []
     hues = _hue_shares(images, parts)
     colours, purities = hues.argmax(1), hues.max(1)
-    ious = _ious(_normalised(parts))
+    masks = _normalised(parts)
+    ious, turned_ious = _ious(masks, _templates()), _ious(masks, _templates(by_half=True))
     sides = parts.boxes[:, 2:] - parts.boxes[:, :2]
     clean = (purities >= MIN_PURITY) & (sides.min(1) > MIN_ASPECT * sides.max(1))
     centres = (parts.boxes[:, 2:] + parts.boxes[:, :2] - 1) / 2
@@ -97,6 +102,7 @@ def _findings(images: Tensor, textured: Collection[int]) -> list[tuple[int, Find
                 area=int(parts.areas[index]),
                 clean=bool(clean[index]),
                 texture=textures.get(index),
+                turned_ious=tuple(turned_ious[index].tolist()),
             ),
         )
         for index, image in enumerate(parts.images)
@@ -125,9 +131,8 @@ def _normalised(parts: Components) -> np.ndarray:
     return (labels == np.arange(len(labels))[:, None, None]).reshape(len(labels), -1)
 
 
-def _ious(masks: np.ndarray) -> np.ndarray:
+def _ious(masks: np.ndarray, templates: np.ndarray) -> np.ndarray:
     """Best IoU over the dilations of each shape's template: [K, 5]."""
-    templates = _templates()
     ours = masks.astype(np.float32)
     both = ours @ templates.T
     either = ours.sum(1, keepdims=True) + templates.sum(1) - both
@@ -135,13 +140,15 @@ def _ious(masks: np.ndarray) -> np.ndarray:
 
 
 @cache
-def _templates() -> np.ndarray:
-    """Box-normalised masks, shape by shape, dilation by dilation: float32 [5 * 3, 32 * 32]."""
-    axis = np.linspace(-1.2, 1.2, 961, dtype=np.float32)
+def _templates(*, by_half: bool = False) -> np.ndarray:
+    """Box-normalised masks, shape by shape, dilation by dilation: float32 [5 * 3, 32 * 32]; `by_half` turned by HALF_TURNS."""
+    reach = 1.2 * CORNER if by_half else 1.2
+    axis = np.linspace(-reach, reach, 961, dtype=np.float32)
     templates = []
     for shape in SHAPES:
+        x, y = turned(axis[None], axis[:, None], HALF_TURNS[shape]) if by_half else (axis[None], axis[:, None])
         for dilation in _DILATIONS:
-            mask = signed_distance(shape, axis[None], axis[:, None], 1.0) <= dilation
+            mask = signed_distance(shape, x, y, 1.0) <= dilation
             rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
             steps = (np.arange(_GRID) + 0.5) / _GRID
             inside = [(ends[0] + (ends[-1] - ends[0]) * steps).round().astype(int) for ends in (rows, columns)]

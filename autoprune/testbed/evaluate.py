@@ -6,7 +6,7 @@
 import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,14 +16,32 @@ from torch import Tensor
 
 import autoprune
 from autoprune.backbones import Backbone, Sampling
-from autoprune.backbones.embedded import EMBEDDED_WEIGHTS
+from autoprune.backbones.embedded import EMBEDDED, WEIGHTS
 from autoprune.files import whole_file, write_whole
-from autoprune.testbed.captions import TASKS, Prompt, prompt_set
-from autoprune.testbed.score import MAIN_THRESHOLD, STRICT_THRESHOLD, find, score_findings
+from autoprune.testbed.captions import Prompt, prompt_set
+from autoprune.testbed.motion_captions import MotionPrompt, motion_prompts
+from autoprune.testbed.motion_score import find_tracks, score_tracks
+from autoprune.testbed.score import MAIN_THRESHOLD, STRICT_THRESHOLD, SceneScores, find, score_findings
 
 THRESHOLDS = (0.70, MAIN_THRESHOLD, STRICT_THRESHOLD)
 SWEEP = ((1.0, 0.5), (1.5, 0.5), (2.0, 0.5), (2.5, 0.5), (3.0, 0.5), (2.0, 0.3), (2.0, 0.75), (2.0, 1.0))
 GRID_PER_TASK = 6
+ShownPrompt = Prompt | MotionPrompt
+
+
+@dataclass(frozen=True)
+class Judge:
+    """How samples of a backbone are judged: its prompts by split, what the detector finds, and the score of that."""
+
+    prompts: Callable[..., Sequence[ShownPrompt]]
+    find: Callable[[Tensor, Sequence[ShownPrompt]], list]
+    score: Callable[..., SceneScores]
+
+
+JUDGES = {
+    "tiny": Judge(prompt_set, find, score_findings),
+    "tiny_video": Judge(motion_prompts, lambda videos, prompts: find_tracks(videos), score_tracks),
+}
 
 
 @dataclass(frozen=True)
@@ -42,6 +60,7 @@ class Evaluation:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line; see `--help`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--backbone", choices=EMBEDDED, default="tiny")
     parser.add_argument("--weights", type=Path, help="safetensors file; without it the shipped one")
     parser.add_argument("--prompts", type=int, default=600)
     parser.add_argument("--guidance", type=float, help="without it the backbone's default, like temperature")
@@ -53,44 +72,44 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("outputs/evaluation"), help="folder of scores.json and grid.png")
     parser.add_argument("--record", action="store_true", help="also write scores and hash into the .json beside the weights")
     options = parser.parse_args(arguments)
-    backbone = autoprune.load_backbone("tiny", weights=options.weights, dtype=options.dtype)
+    backbone = autoprune.load_backbone(options.backbone, weights=options.weights, dtype=options.dtype)
     chosen = Sampling(
         backbone.sampling.guidance if options.guidance is None else options.guidance,
         backbone.sampling.temperature if options.temperature is None else options.temperature,
     )
-    results = []
+    judge, results = JUDGES[options.backbone], []
     if options.sweep:
-        prompts = prompt_set("search", options.prompts, seed=options.seed)
+        prompts = judge.prompts("search", options.prompts, seed=options.seed)
         for guidance, temperature in SWEEP:
             sampling = Sampling(guidance, temperature)
             results.append(evaluate(backbone, prompts, sampling, seed=options.seed, batch=options.batch)[0])
             print(_row(results[-1]), flush=True)
-    prompts = prompt_set("held_out", options.prompts, seed=options.seed)
+    prompts = judge.prompts("held_out", options.prompts, seed=options.seed)
     evaluation, images = evaluate(backbone, prompts, chosen, seed=options.seed, batch=options.batch)
     print(table(evaluation))
     save_grid(options.out / "grid.png", images, prompts)
     record = {"revision": backbone.revision, "held_out": vars(evaluation), "search": [vars(result) for result in results]}
     write_whole(options.out / "scores.json", json.dumps(record, indent=1))
     if options.record:
-        path = Path(options.weights or EMBEDDED_WEIGHTS).with_suffix(".json")
+        path = Path(options.weights or WEIGHTS / f"{options.backbone}.safetensors").with_suffix(".json")
         training = json.loads(path.read_text())
         updated = training | {"sha256": backbone.revision, "scores": record["held_out"]}
         write_whole(path, json.dumps(updated, indent=1) + "\n")
 
 
 def evaluate(
-    backbone: Backbone, prompts: Sequence[Prompt], sampling: Sampling, *, seed: int = 0, batch: int = 16
+    backbone: Backbone, prompts: Sequence[ShownPrompt], sampling: Sampling, *, seed: int = 0, batch: int = 16
 ) -> tuple[Evaluation, Tensor]:
-    """Scores one image a prompt at all thresholds; also returns the images [B, 3, H, W] as uint8."""
-    started = time.monotonic()
+    """Scores one image or video a prompt at all thresholds; also returns them [B, 3, (F,) H, W] as uint8."""
+    started, judge = time.monotonic(), JUDGES[backbone.name]
     found, images = [], []
     for start in range(0, len(prompts), batch):
         part = prompts[start : start + batch]
         texts = [prompt.text for prompt in part]
         made = autoprune.generate(backbone, texts, seed=seed, sampling=replace(sampling, first_sample=start)).cpu()
-        found += find(made, part)
+        found += judge.find(made, part)
         images.append((made * 255).round().to(torch.uint8))
-    scores = {threshold: score_findings(found, prompts, threshold=threshold) for threshold in THRESHOLDS}
+    scores = {threshold: judge.score(found, prompts, threshold=threshold) for threshold in THRESHOLDS}
     evaluation = Evaluation(
         guidance=float(np.mean(sampling.guidance)),
         temperature=float(np.mean(sampling.temperature)),
@@ -108,29 +127,32 @@ def table(evaluation: Evaluation) -> str:
     lines = [
         f"guidance {evaluation.guidance:g}, temperature {evaluation.temperature:g}, {evaluation.prompts} prompts, "
         f"mean IoU {evaluation.mean_iou:.3f}, {evaluation.seconds:.0f} s",
-        "IoU   overall  " + "  ".join(f"{task:>11}" for task in TASKS),
+        "IoU   overall  " + "  ".join(f"{task:>11}" for task in evaluation.per_task[MAIN_THRESHOLD]),
     ]
     for threshold in THRESHOLDS:
         tasks = evaluation.per_task[threshold]
-        shares = "  ".join(f"{tasks.get(task, float('nan')):11.3f}" for task in TASKS)
+        shares = "  ".join(f"{share:11.3f}" for share in tasks.values())
         lines.append(f"{threshold:.2f}  {evaluation.overall[threshold]:7.3f}  {shares}")
     return "\n".join(lines)
 
 
-def save_grid(path: Path, images: Tensor, prompts: Sequence[Prompt]) -> None:
-    """A picture with one row of samples a task, prompts below; images uint8 [B, 3, H, W]."""
+def save_grid(path: Path, images: Tensor, prompts: Sequence[ShownPrompt]) -> None:
+    """A picture with one row of samples a task, prompts below; images uint8 [B, 3, (F,) H, W], of a video three frames."""
     from PIL import Image, ImageDraw
 
-    side, line = images.shape[-1], 12
-    rows = [[i for i, prompt in enumerate(prompts) if prompt.task == task][:GRID_PER_TASK] for task in TASKS]
+    if images.dim() == 5:
+        images = images[:, :, [0, images.shape[2] // 2, -1]].transpose(2, 3).flatten(3)
+    (side, width), line = images.shape[-2:], 12
+    tasks = dict.fromkeys(prompt.task for prompt in prompts)
+    rows = [[i for i, prompt in enumerate(prompts) if prompt.task == task][:GRID_PER_TASK] for task in tasks]
     height = side + 3 * line
-    canvas = Image.new("RGB", (GRID_PER_TASK * (side + 4), len(rows) * height), "white")
+    canvas = Image.new("RGB", (GRID_PER_TASK * (width + 4), len(rows) * height), "white")
     draw = ImageDraw.Draw(canvas)
     for y, row in enumerate(rows):
         for x, index in enumerate(row):
             picture = Image.fromarray(images[index].permute(1, 2, 0).numpy())
-            canvas.paste(picture, (x * (side + 4), y * height))
-            draw.text((x * (side + 4), y * height + side), _wrapped(prompts[index].text), fill="black", spacing=0)
+            canvas.paste(picture, (x * (width + 4), y * height))
+            draw.text((x * (width + 4), y * height + side), _wrapped(prompts[index].text), fill="black", spacing=0)
     with whole_file(path) as temporary:
         canvas.save(temporary)
 

@@ -1,24 +1,21 @@
 """Files of generator training: the tokenizer it starts from, the state it resumes, the weights it ships."""
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
-from autoprune.backbones.bsq_tokenizer import BSQTokenizer
-from autoprune.backbones.embedded import TINY
+from autoprune.backbones.embedded import TINY, build_parts
 from autoprune.errors import UserError
 from autoprune.files import whole_file, write_whole
 from autoprune.testbed.generator_recipe import GeneratorRecipe
-from autoprune.testbed.scenes import DATA_VERSION
+from autoprune.testbed.lessons import IMAGE_LESSONS, Lessons
+from autoprune.testbed.stored import stored, weights_hash
 
 SPEC = TINY
-FULL_PRECISION = ("magnitudes", "mask")  # small or integer tensors that stay as they are
 
 
 @dataclass(frozen=True)
@@ -31,6 +28,7 @@ class GeneratorRun:
     cache: Path
     device: str
     resume: bool = False
+    lessons: Lessons = IMAGE_LESSONS
 
     @property
     def state_path(self) -> Path:
@@ -43,9 +41,9 @@ class GeneratorRun:
         return self.out.with_stem(f"{self.out.stem}_partial")
 
 
-def load_tokenizer(run: GeneratorRun) -> BSQTokenizer:
+def load_tokenizer(run: GeneratorRun) -> nn.Module:
     """The trained tokenizer, frozen. Raises UserError for a file that is missing or has other keys."""
-    tokenizer = BSQTokenizer(SPEC.tokenizer)
+    tokenizer = build_parts(run.lessons.spec)["vae"]
     try:
         state = load_file(run.tokenizer)
     except OSError as error:
@@ -60,26 +58,17 @@ def load_tokenizer(run: GeneratorRun) -> BSQTokenizer:
     return tokenizer.requires_grad_(False).eval().to(run.device)
 
 
-def weights_hash(module: nn.Module) -> str:
-    """sha256 over names and float16 values, the same before and after saving."""
-    digest = hashlib.sha256()
-    for key, value in sorted(module.state_dict().items()):
-        digest.update(key.encode())
-        digest.update(_stored(key, value).contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def save_weights(path: Path, parts: dict[str, nn.Module], record: dict[str, object]) -> None:
+def save_weights(path: Path, parts: dict[str, nn.Module], record: dict[str, object], lessons: Lessons) -> None:
     """One safetensors file: `prefix.key` in float16, the record as JSON in its metadata and in `path` + .json."""
     tensors = {
-        f"{prefix}.{key}": _stored(key, value).contiguous().clone()
+        f"{prefix}.{key}": stored(key, value).contiguous().clone()
         for prefix, part in parts.items()
         for key, value in part.state_dict().items()
     }
     record = {
         **record,
-        "config": asdict(SPEC),
-        "data_version": DATA_VERSION,
+        "config": asdict(lessons.spec),
+        "data_version": lessons.world.version,
         "hashes": {prefix: weights_hash(part) for prefix, part in parts.items()},
     }
     with whole_file(path) as temporary:
@@ -91,9 +80,3 @@ def read_record(path: Path) -> dict[str, object]:
     """The record that `save_weights` stored."""
     with safe_open(path, "pt") as file:
         return json.loads((file.metadata() or {}).get("record", "{}"))
-
-
-def _stored(key: str, value: Tensor) -> Tensor:
-    value = value.detach().cpu()
-    keep = not value.is_floating_point() or key.rsplit(".", 1)[-1] in FULL_PRECISION
-    return value if keep else value.half()

@@ -1,6 +1,6 @@
 """How the embedded generator is trained: schedule of scales, loss, start values and optimisers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from autoprune.backbones.caption_encoder import CaptionEncoder
 from autoprune.backbones.infinity import Infinity
+from autoprune.backbones.infinitystar import InfinityStar
 from autoprune.testbed.muon import Muon, MuonMatrix
 
+Curriculum = tuple[tuple[float, Mapping[int, float]], ...]
 # Scales trained at once -> samples a step, all processes together: 57, 121 and 521 tokens a sample.
 BATCH = {4: 96, 5: 48, 7: 16}
 # Up to this share of the time, the probability of each number of scales. Full steps are dearest and the last two
@@ -20,7 +22,7 @@ CURRICULUM = (
     (0.20, {4: 0.2, 5: 0.6, 7: 0.2}),
     (1.00, {4: 0.02, 5: 0.04, 7: 0.94}),
 )
-MATRIX_PARTS = {"mat_qkv": 3, "mat_kv": 2, "mat_q": 1, "proj": 1, "fc1": 1, "fc2": 1}
+FUSED = {"mat_qkv": 3, "mat_kv": 2}  # matrices in one; other layers are one each
 
 
 @dataclass(frozen=True)
@@ -47,14 +49,14 @@ class GeneratorRecipe:
         decay = max(0.0, progress - self.constant_share) / (1 - self.constant_share)
         return min(1.0, (step + 1) / self.warmup_steps) * (1 - (1 - self.final_rate) * min(1.0, decay))
 
-    def batch_size(self, scales: int) -> int:
+    def batch_size(self, scales: int, batch: Mapping[int, int] = BATCH) -> int:
         """Samples of a step over that many scales."""
-        return max(2, round(BATCH[scales] * self.batch_share))
+        return max(2, round(batch[scales] * self.batch_share))
 
 
-def pick_scales(progress: float, draw: float) -> int:
+def pick_scales(progress: float, draw: float, curriculum: Curriculum = CURRICULUM) -> int:
     """Number of scales of a step; `draw` is uniform in [0, 1)."""
-    shares = next(shares for end, shares in CURRICULUM if progress <= end or end == CURRICULUM[-1][0])
+    shares = next(shares for end, shares in curriculum if progress <= end or end == curriculum[-1][0])
     for scales, share in shares.items():
         draw -= share
         if draw < 0:
@@ -95,10 +97,21 @@ def initialise(model: Infinity) -> None:
         nn.init.normal_(embedding, std=0.1)
 
 
+@torch.no_grad()
+def initialise_star(model: InfinityStar) -> None:
+    """Start values: small output projections; queries and keys have length sqrt(head width), which is sharp enough."""
+    for block in model.layers():
+        for projection in (block.attn.o_proj, block.mlp.down_proj):
+            nn.init.normal_(projection.weight, std=0.01)
+    for linear in (model.head, model.semantic_head2):
+        nn.init.normal_(linear.weight, std=0.02)
+        nn.init.zeros_(linear.bias)
+
+
 class Optimisers:
     """Muon for the block matrices, AdamW for the rest; the text encoder learns at a share of the rate."""
 
-    def __init__(self, model: Infinity, text: CaptionEncoder, recipe: GeneratorRecipe) -> None:
+    def __init__(self, model: nn.Module, text: CaptionEncoder, recipe: GeneratorRecipe) -> None:
         matrices = [matrix for block in model.layers() for matrix in _matrices(block)]
         owned = {id(matrix.parameter) for matrix in matrices}
         rest = [parameter for parameter in model.parameters() if id(parameter) not in owned]
@@ -137,7 +150,7 @@ class Optimisers:
 
 def _matrices(block: nn.Module) -> list[MuonMatrix]:
     return [
-        MuonMatrix(module.weight, MATRIX_PARTS[name.rsplit(".", 1)[-1]])
+        MuonMatrix(module.weight, FUSED.get(name.rsplit(".", 1)[-1], 1))
         for name, module in block.named_modules()
         if isinstance(module, nn.Linear)
     ]

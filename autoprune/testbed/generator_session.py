@@ -9,15 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autoprune.backbones.bsq_tokenizer import BSQTokenizer
-from autoprune.backbones.caption_encoder import CaptionEncoder, CaptionEncoderConfig
-from autoprune.backbones.infinity import Infinity
-from autoprune.backbones.schedules import scale_schedule
+from autoprune.backbones.embedded import build_parts
 from autoprune.files import whole_file
 from autoprune.testbed.distributed import Team
-from autoprune.testbed.generator_checkpoint import SPEC, GeneratorRun, save_weights
-from autoprune.testbed.generator_recipe import Optimisers, initialise, pick_scales, scale_losses, total_loss
-from autoprune.testbed.latents import LatentSet, teacher_forcing
+from autoprune.testbed.generator_checkpoint import GeneratorRun, save_weights
+from autoprune.testbed.generator_recipe import Optimisers, pick_scales, scale_losses, total_loss
+from autoprune.testbed.latents import LatentSet
+from autoprune.testbed.precision import mixed
 from autoprune.testbed.train_text import pretrain_text
 
 REPORT_SECONDS = 20.0
@@ -28,13 +26,13 @@ VALIDATION_BATCH = 16
 class GeneratorSession:
     """Every process holds the same weights; only the leader prints and writes."""
 
-    def __init__(self, team: Team, run: GeneratorRun, tokenizer: BSQTokenizer) -> None:
+    def __init__(self, team: Team, run: GeneratorRun, tokenizer: nn.Module) -> None:
         self.team, self.run, self.recipe, self.tokenizer = team, run, run.recipe, tokenizer
         torch.manual_seed(self.recipe.seed)
-        self.schedule = scale_schedule(1.0, SPEC.pixel_budget)
-        self.model = Infinity(SPEC.transformer).to(run.device)
-        self.text = CaptionEncoder(CaptionEncoderConfig(width=SPEC.transformer.text_width)).to(run.device)
-        initialise(self.model)
+        self.lessons = run.lessons
+        self.parts = build_parts(run.lessons.spec)
+        self.model, _, self.text = (part.to(run.device) for part in self.parts.values())
+        self.lessons.initialise(self.model)
         self.averages = nn.ModuleList([deepcopy(self.model), deepcopy(self.text)]).requires_grad_(False)
         self.optimisers = Optimisers(self.model, self.text, self.recipe)
         self.steps = self.samples = self.full_samples = 0
@@ -56,7 +54,9 @@ class GeneratorSession:
     def prepare(self, started: float) -> None:
         """Teaches the caption encoder unless resumed, and starts the clock; the run began at `started` (monotonic)."""
         if not self.prepared:
-            self.place_accuracy = pretrain_text(self.team, self.text, steps=self.recipe.text_steps, seed=self.recipe.seed)
+            self.place_accuracy = pretrain_text(
+                self.team, self.text, steps=self.recipe.text_steps, seed=self.recipe.seed, exam=self.lessons.exam
+            )
             self.averages[1].load_state_dict(self.text.state_dict())
             shared = self.team.average(torch.tensor([time.monotonic() - started], dtype=torch.float64))
             self.elapsed = self.prepared = float(shared)
@@ -67,12 +67,12 @@ class GeneratorSession:
         """One update of everything."""
         recipe, team = self.recipe, self.team
         rng = np.random.default_rng([recipe.seed, self.steps])
-        count = pick_scales(self.progress, rng.random())
-        rows = rng.integers(len(latents), size=recipe.batch_size(count))
+        count = pick_scales(self.progress, rng.random(), self.lessons.curriculum)
+        rows = rng.integers(len(latents), size=recipe.batch_size(count, self.lessons.batch))
         generator = torch.Generator(self.run.device).manual_seed(int(rng.integers(2**40)) + team.rank)
         losses, targets = self._losses(latents, rows[team.rank :: team.size], count, generator)
         total_loss(losses, targets).backward()
-        own = torch.zeros(1 + len(self.schedule))
+        own = torch.zeros(1 + self.lessons.runs)
         own[0], own[1 : 1 + count] = time.monotonic() - self.clock, losses.detach().cpu()
         shared = team.average_gradients(self.parameters, own)
         self.elapsed, self.losses = float(shared[0]), shared[1 : 1 + count]
@@ -82,20 +82,18 @@ class GeneratorSession:
         self._average_weights()
         self.steps += 1
         self.samples += len(rows)
-        self.full_samples += len(rows) if count == len(self.schedule) else 0
+        self.full_samples += len(rows) if count == self.lessons.runs else 0
 
     def _losses(
         self, latents: LatentSet, rows: np.ndarray, count: int, generator: torch.Generator
     ) -> tuple[Tensor, list[Tensor]]:
         features, words, lengths = latents.batch(rows)
-        device, schedule = self.run.device, self.schedule[:count]
-        teacher = teacher_forcing(
-            self.tokenizer, features.to(device), schedule, max_flip=self.recipe.max_flip, generator=generator
-        )
+        device, flip = self.run.device, self.recipe.max_flip
+        teacher = self.lessons.teacher(self.tokenizer, features.to(device), count, max_flip=flip, generator=generator)
         dropped = torch.rand(len(lengths), generator=generator, device=device) < self.recipe.unconditional_share
-        with torch.autocast(device, torch.bfloat16):
+        with mixed(device):
             text = self.text.encode(words.to(device), lengths)
-            logits = self.model.forward_training(text, teacher.inputs, schedule, dropped=dropped)
+            logits = self.lessons.logits(self.model, text, teacher.inputs, dropped=dropped)
         return scale_losses(logits, teacher.targets), teacher.targets
 
     @torch.no_grad()
@@ -107,17 +105,18 @@ class GeneratorSession:
     def validate(self, held_out: LatentSet) -> list[float]:
         """Nats per bit of each scale with the averaged weights, no flips, captions kept; the team shares the images."""
         model, text = self.averages
-        sums = torch.zeros(len(self.schedule))
+        lessons, sums = self.lessons, torch.zeros(self.lessons.runs)
         rows = np.arange(len(held_out))[self.team.rank :: self.team.size]
         batches = np.split(rows, range(VALIDATION_BATCH, len(rows), VALIDATION_BATCH))
         for batch in batches:
             features, words, lengths = held_out.batch(batch)
             device = self.run.device
             generator = torch.Generator(device).manual_seed(0)
-            teacher = teacher_forcing(self.tokenizer, features.to(device), self.schedule, max_flip=0.0, generator=generator)
-            with torch.autocast(device, torch.bfloat16):
+            features = features.to(device)
+            teacher = lessons.teacher(self.tokenizer, features, lessons.runs, max_flip=0.0, generator=generator)
+            with mixed(device):
                 features_of_text = text.encode(words.to(device), lengths)
-                logits = model.forward_training(features_of_text, teacher.inputs, self.schedule)
+                logits = lessons.logits(model, features_of_text, teacher.inputs)
             sums += scale_losses(logits, teacher.targets).cpu() * len(batch) / len(rows)
         return [round(float(value), 4) for value in self.team.average(sums)]
 
@@ -161,7 +160,7 @@ class GeneratorSession:
             "place_accuracy": self.place_accuracy,
             "validation": self.history,
         }
-        save_weights(path, {"infinity": model, "vae": self.tokenizer, "text": text}, record)
+        save_weights(path, dict(zip(self.parts, (model, self.tokenizer, text), strict=True)), record, self.lessons)
 
     def _checkpoint(self, held_out: LatentSet) -> None:
         validation = self.validate(held_out)

@@ -8,30 +8,30 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from autoprune.backbones.bsq_tokenizer import BSQTokenizer
 from autoprune.backbones.caption_encoder import MAX_WORDS, tokenize
-from autoprune.backbones.schedules import scale_schedule
 from autoprune.files import write_whole
 from autoprune.policy import Grid
 from autoprune.testbed.distributed import Team
-from autoprune.testbed.generator_checkpoint import weights_hash
-from autoprune.testbed.scenes import DATA_VERSION, training_pair
+from autoprune.testbed.precision import mixed
+from autoprune.testbed.stored import weights_hash
+from autoprune.testbed.worlds import IMAGES, World
 
 ENCODE_BATCH = 32
 
 
 @dataclass(frozen=True)
 class LatentSet:
-    """Memory-mapped arrays: `features` [N, bits, H, W] float16, `words` [N, MAX_WORDS] int16, `lengths` [N] uint8."""
+    """Memory-mapped arrays: `features` [N, bits, (T,) H, W] float16, `words` [N, MAX_WORDS] int16, `lengths` [N] uint8."""
 
     features: np.ndarray
     words: np.ndarray
     lengths: np.ndarray
 
     @staticmethod
-    def create(folder: Path, count: int, feature_shape: tuple[int, int, int]) -> "LatentSet":
+    def create(folder: Path, count: int, feature_shape: tuple[int, ...]) -> "LatentSet":
         """Lays out empty arrays in `folder`, replacing what is there."""
         folder.mkdir(parents=True, exist_ok=True)
         shapes = {
@@ -55,7 +55,7 @@ class LatentSet:
         return len(self.lengths)
 
     def batch(self, rows: np.ndarray) -> tuple[Tensor, Tensor, tuple[int, ...]]:
-        """(features [B, bits, H, W] float32, words [B, T] int64 cut to the longest, lengths)."""
+        """(features [B, bits, (T,) H, W] float32, words [B, T] int64 cut to the longest, lengths)."""
         rows = np.sort(rows)
         lengths = tuple(int(length) for length in self.lengths[rows])
         words = torch.from_numpy(self.words[rows][:, : max(lengths)].astype(np.int64))
@@ -63,19 +63,18 @@ class LatentSet:
 
 
 @torch.no_grad()
-def encode_scenes(latents: LatentSet, tokenizer: BSQTokenizer, rows: Sequence[int], *, seed: int) -> None:
-    """Renders `training_pair(seed, row)` for every row and writes its features and caption into the set."""
+def encode_scenes(latents: LatentSet, tokenizer: nn.Module, rows: Sequence[int], *, seed: int, world: World = IMAGES) -> None:
+    """Renders `world.pair(seed, row)` for every row and writes its features and caption into the set."""
     device = next(tokenizer.parameters()).device
     for start in range(0, len(rows), ENCODE_BATCH):
         chunk = list(rows[start : start + ENCODE_BATCH])
-        pairs = [training_pair(seed, row) for row in chunk]
-        images = torch.from_numpy(np.stack([pair[0] for pair in pairs])).to(device)
-        images = images.permute(0, 3, 1, 2).float() / 127.5 - 1
-        with torch.autocast(device.type, torch.bfloat16):
+        pairs = [world.pair(seed, row) for row in chunk]
+        images = world.batch(np.stack([pair[0] for pair in pairs]), device)
+        with mixed(device.type):
             features = tokenizer.encode(images)
         latents.features[chunk] = features.half().cpu().numpy()
         for row, (_, caption, *_rest) in zip(chunk, pairs, strict=True):
-            words = tokenize(caption)
+            words = tokenize(caption, world.vocabulary)
             latents.lengths[row] = len(words)
             latents.words[row, : len(words)] = words
 
@@ -113,19 +112,19 @@ def teacher_forcing(
     return TeacherForcing(targets, inputs)
 
 
-def open_latents(folder: Path, tokenizer: BSQTokenizer, count: int, *, seed: int, team: Team) -> LatentSet:
+def open_latents(folder: Path, tokenizer: nn.Module, count: int, *, seed: int, team: Team, world: World = IMAGES) -> LatentSet:
     """Scenes 0 .. count - 1 of a seed as seen by this tokenizer; made by the team, or found again if complete."""
-    key = hashlib.sha256(f"{DATA_VERSION} {seed} {count} {weights_hash(tokenizer.encoder)}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{world.version} {seed} {count} {weights_hash(tokenizer.encoder)}".encode()).hexdigest()[:16]
     path = folder / key
     done = path / "done"
     if done.exists():
         return LatentSet.open(path)
     if team.leads:
-        grid = scale_schedule()[-1]
-        LatentSet.create(path, count, (tokenizer.config.bits, *grid[1:]))
+        blank = world.batch(np.zeros((1, *world.shape), np.uint8), next(tokenizer.parameters()).device)
+        LatentSet.create(path, count, tuple(tokenizer.encode(blank)[0].shape))
     team.wait()
     latents = LatentSet.open(path)
-    encode_scenes(latents, tokenizer, range(team.rank, count, team.size), seed=seed)
+    encode_scenes(latents, tokenizer, range(team.rank, count, team.size), seed=seed, world=world)
     team.wait()
     if team.leads:
         write_whole(done, "")

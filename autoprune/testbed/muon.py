@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from autoprune.backbones.catalogue import native_bfloat16
+
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # quintic of the reference implementation
 UPDATE_RMS = 0.2  # Moonlight section 2.2: the root mean square of an AdamW update
 
@@ -74,9 +76,10 @@ def scaled_orthogonal(direction: Tensor, parts: int = 1) -> Tensor:
 
 
 def orthogonalise(matrices: Tensor, *, steps: int = 4) -> Tensor:
-    """Matrices [N, rows, columns] -> bfloat16 with singular values in about [0.7, 1.2] (Newton-Schulz)."""
+    """Matrices [N, rows, columns] -> the same with singular values in about [0.7, 1.2] (Newton-Schulz), in bfloat16 where the
+    device computes it."""
     a, b, c = COEFFICIENTS
-    x = matrices.bfloat16()
+    x = matrices.bfloat16() if native_bfloat16(matrices.device) else matrices.float()
     tall = x.shape[-2] > x.shape[-1]
     x = x.transpose(-1, -2) if tall else x
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)

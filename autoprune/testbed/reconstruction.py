@@ -5,12 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from autoprune.backbones.bsq_tokenizer import BSQTokenizer
-from autoprune.backbones.schedules import scale_schedule
+from autoprune.testbed.worlds import IMAGES, World
 
-TINY_SCHEDULE = scale_schedule(pixel_budget="0.06M")
 SQUARED_WEIGHT = 2.0
 EDGE_WEIGHT = 0.5
 COMMITMENT_WEIGHT = 0.15
@@ -28,8 +26,10 @@ class Reconstruction:
     residual_sizes: Tensor
 
 
-def reconstruct(model: BSQTokenizer, images: Tensor, *, train_encoder: bool, flip_rate: float) -> Reconstruction:
-    """Images [B, 3, h, w] in [-1, 1] through the quantiser and back, with the loss of it.
+def reconstruct(
+    model: nn.Module, images: Tensor, *, train_encoder: bool, flip_rate: float, world: World = IMAGES
+) -> Reconstruction:
+    """Images [B, 3, h, w] or videos [B, 3, F, h, w] in [-1, 1] through the quantiser and back, with the loss of it.
 
     A positive `flip_rate` turns over up to that share of the bits in every second sample. Samples that decode from
     early scales teach the decoder only.
@@ -38,7 +38,7 @@ def reconstruct(model: BSQTokenizer, images: Tensor, *, train_encoder: bool, fli
         features = model.encode(images)
     rates = torch.rand(len(images), device=images.device) * flip_rate
     rates[::2] = 0
-    steps = list(model.quantisation_steps(features.detach(), TINY_SCHEDULE, flip_rates=rates if flip_rate > 0 else None))
+    steps = list(model.quantisation_steps(features.detach(), world.runs, flip_rates=rates if flip_rate > 0 else None))
     total = steps[-1].latent
     latent = features + (total - features).detach()
     early = _early_samples(len(images))
@@ -56,14 +56,13 @@ def reconstruct(model: BSQTokenizer, images: Tensor, *, train_encoder: bool, fli
 
 
 @torch.inference_mode()
-def reconstruction_psnr(model: BSQTokenizer, images: np.ndarray) -> list[float]:
-    """PSNR in dB of uint8 images [N, h, w, 3], decoded from the scales up to each one; pooled squared error."""
+def reconstruction_psnr(model: nn.Module, images: np.ndarray, *, world: World = IMAGES) -> list[float]:
+    """PSNR in dB of uint8 pixels [N, (F,) h, w, 3], decoded from the scales up to each one; pooled squared error."""
     device = next(model.parameters()).device
-    errors = torch.zeros(len(TINY_SCHEDULE))
+    errors = torch.zeros(len(world.runs))
     for start in range(0, len(images), 16):
-        batch = torch.from_numpy(np.array(images[start : start + 16])).to(device)
-        batch = batch.permute(0, 3, 1, 2).float() / 127.5 - 1
-        for scale, step in enumerate(model.quantisation_steps(model.encode(batch), TINY_SCHEDULE)):
+        batch = world.batch(images[start : start + 16], device)
+        for scale, step in enumerate(model.quantisation_steps(model.encode(batch), world.runs)):
             errors[scale] += (model.decode(step.latent) - batch).square().mean().cpu() * len(batch) / len(images)
     return (10 * torch.log10(4 / errors)).tolist()
 
@@ -73,7 +72,7 @@ def _early_samples(batch: int) -> int:
 
 
 def _image_loss(decoded: Tensor, images: Tensor) -> Tensor:
-    difference = decoded - images
+    difference = (decoded - images).movedim(1, -3).flatten(0, -4)  # frames of videos are images
     edges = _edge_loss(difference) + _edge_loss(F.avg_pool2d(difference, 2))
     return difference.abs().mean() + SQUARED_WEIGHT * difference.square().mean() + EDGE_WEIGHT * edges
 

@@ -36,6 +36,7 @@ SLOTS = (
 _ONE, _ROW, _COLUMN = (0,), (1, 2), (3, 4)
 _MANY = {3: (5, 6, 7), 4: (8, 9, 10, 11)}
 _RADII = {1: (20, 34), 2: (19, 26), 3: (17, 23), 4: (17, 23)}
+CORNER = 1.27  # a triangle's corners in radii; the square's are nearer
 _GAP = 5  # px between two objects at least
 _TONE_LEVELS = {"dark": (0.12, 0.26), "gray": (0.42, 0.56), "light": (0.78, 0.9)}
 _DEPTH = 0.45  # share of its value that an object loses in a texture's marks
@@ -44,7 +45,7 @@ _PIXELS = np.arange(IMAGE_SIZE, dtype=np.float32)
 
 @dataclass(frozen=True)
 class Thing:
-    """One object: centre (x, y) and radius in px (half its largest extent), and its index in SLOTS."""
+    """One object: centre (x, y) and radius in px (half its largest extent), its index in SLOTS, its turn in radians."""
 
     shape: str
     colour: str
@@ -53,6 +54,7 @@ class Thing:
     x: float
     y: float
     radius: float
+    angle: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,32 @@ def signed_distance(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> 
     return np.maximum(np.minimum(x, y) - 0.33 * radius, np.maximum(x, y) - radius)
 
 
+def turned(x: np.ndarray, y: np.ndarray, angle: float) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates in the frame of an object that is turned clockwise (y downwards) by `angle` radians."""
+    cosine, sine = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+    return cosine * x + sine * y, cosine * y - sine * x
+
+
+def draw(canvas: np.ndarray, thing: Thing, rng: np.random.Generator) -> None:
+    """Blends one object into `canvas` [3, 128, 128]; equal generators give it the same look."""
+    reach = thing.radius * (CORNER if thing.angle else 1) + EDGE
+    left, top = max(0, int(thing.x - reach)), max(0, int(thing.y - reach))
+    right, bottom = int(thing.x + reach) + 2, int(thing.y + reach) + 2
+    x = _PIXELS[None, left:right] - np.float32(thing.x)
+    y = _PIXELS[top:bottom, None] - np.float32(thing.y)
+    if thing.angle:
+        x, y = turned(x, y, thing.angle)
+    coverage = np.clip(0.5 - signed_distance(thing.shape, x, y, thing.radius) / np.float32(EDGE), 0, 1)
+    hue, saturation, value, period = rng.random(4)
+    light = np.float32(0.86 + 0.1 * value) * (1 - np.float32(0.08 / thing.radius) * (x + y) / 2)
+    if thing.texture != "plain":
+        marks = pattern(thing.texture, x, y, period=9 + 5 * period, rng=rng)
+        light = light * (np.float32(1 - _DEPTH / 2) - np.float32(_DEPTH / 2) * marks)
+    rgb = _hue_to_rgb(60 * COLOURS.index(thing.colour) + 18 * hue - 9, 0.85 + 0.15 * saturation)
+    box = canvas[:, top:bottom, left:right]
+    box += coverage * (light * rgb[:, None, None] - box)
+
+
 def _places(description: Description, number: int, rng: np.random.Generator) -> list[tuple[int, float, float, float]]:
     """(slot, x, y, radius) per object, jittered as far as objects neither touch nor leave the frame."""
     relation = description.relation
@@ -150,12 +178,17 @@ def _places(description: Description, number: int, rng: np.random.Generator) -> 
     ]
 
 
-def _paint(scene: Scene, rng: np.random.Generator) -> np.ndarray:
+def backdrop(scene: Scene, rng: np.random.Generator) -> np.ndarray:
+    """The background of a scene, float32 [3, 128, 128] in [0, 1]."""
     level = _background(scene, rng)
     tint = 1 + rng.uniform(-0.025, 0.025, 3).astype(np.float32)
-    canvas = level * tint[:, None, None]
+    return level * tint[:, None, None]
+
+
+def _paint(scene: Scene, rng: np.random.Generator) -> np.ndarray:
+    canvas = backdrop(scene, rng)
     for thing in scene.things:
-        _draw(canvas, thing, rng)
+        draw(canvas, thing, rng)
     return np.ascontiguousarray((np.clip(canvas, 0, 1) * 255 + 0.5).astype(np.uint8).transpose(1, 2, 0))
 
 
@@ -172,24 +205,6 @@ def _background(scene: Scene, rng: np.random.Generator) -> np.ndarray:
         return level
     period = (11 + 4 * fine) * (1.6 if coarse < 0.5 else 1)
     return level + np.float32(0.09) * pattern(scene.ground, x, y, period=period, rng=rng)
-
-
-def _draw(canvas: np.ndarray, thing: Thing, rng: np.random.Generator) -> None:
-    """Blends one object into `canvas` [3, 128, 128]."""
-    reach = thing.radius + EDGE
-    left, top = max(0, int(thing.x - reach)), max(0, int(thing.y - reach))
-    right, bottom = int(thing.x + reach) + 2, int(thing.y + reach) + 2
-    x = _PIXELS[None, left:right] - np.float32(thing.x)
-    y = _PIXELS[top:bottom, None] - np.float32(thing.y)
-    coverage = np.clip(0.5 - signed_distance(thing.shape, x, y, thing.radius) / np.float32(EDGE), 0, 1)
-    hue, saturation, value, period = rng.random(4)
-    light = np.float32(0.86 + 0.1 * value) * (1 - np.float32(0.08 / thing.radius) * (x + y) / 2)
-    if thing.texture != "plain":
-        marks = pattern(thing.texture, x, y, period=9 + 5 * period, rng=rng)
-        light = light * (np.float32(1 - _DEPTH / 2) - np.float32(_DEPTH / 2) * marks)
-    rgb = _hue_to_rgb(60 * COLOURS.index(thing.colour) + 18 * hue - 9, 0.85 + 0.15 * saturation)
-    box = canvas[:, top:bottom, left:right]
-    box += coverage * (light * rgb[:, None, None] - box)
 
 
 def _hue_to_rgb(degrees: float, saturation: float) -> np.ndarray:

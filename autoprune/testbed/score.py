@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from autoprune.testbed.captions import RELATIONS, SHAPES, TASKS, Noun, Prompt
+from autoprune.testbed.captions import RELATIONS, SHAPES, Noun, Prompt
 from autoprune.testbed.detector import Finding, detect
 
 MAIN_THRESHOLD = 0.75
@@ -25,7 +25,7 @@ class SceneScores:
     def per_task(self) -> dict[str, float]:
         """Share of right images of each task that has prompts."""
         tasks = np.array(self.tasks)
-        return {task: float(self.correct[tasks == task].mean()) for task in TASKS if task in self.tasks}
+        return {task: float(self.correct[tasks == task].mean()) for task in dict.fromkeys(self.tasks)}
 
     @property
     def overall(self) -> float:
@@ -84,6 +84,12 @@ def expected_iou(findings: Sequence[Finding], prompt: Prompt) -> float:
     return float(np.mean(ious))
 
 
+def offset(relation: str, ours: Finding, theirs: Finding) -> float:
+    """How far in px `ours` is from `theirs` in the named direction, negative on the other side."""
+    across, down = theirs.x - ours.x, theirs.y - ours.y
+    return {"left of": across, "right of": -across, "above": down, "below": -down}[relation]
+
+
 def _is(finding: Finding, noun: Noun, task: str) -> bool:
     return (
         finding.shape == noun.shape
@@ -94,6 +100,5 @@ def _is(finding: Finding, noun: Noun, task: str) -> bool:
 
 def _holds(relation: str, ours: Finding, theirs: Finding) -> bool:
     """The named direction is the larger offset of the two."""
-    across, down = theirs.x - ours.x, theirs.y - ours.y
-    toward = {"left of": across, "right of": -across, "above": down, "below": -down}[relation]
-    return toward > 0 and toward == max(abs(across), abs(down))
+    toward = offset(relation, ours, theirs)
+    return toward > 0 and toward == max(abs(theirs.x - ours.x), abs(theirs.y - ours.y))

@@ -17,6 +17,7 @@ from autoprune.testbed.generator_checkpoint import GeneratorRun, load_tokenizer
 from autoprune.testbed.generator_recipe import GeneratorRecipe
 from autoprune.testbed.generator_session import GeneratorSession
 from autoprune.testbed.latents import open_latents
+from autoprune.testbed.lessons import IMAGE_LESSONS, LESSONS
 
 SMOKE = {"minutes": 0.75, "images": 512, "text_steps": 20, "batch_share": 0.25}
 VALIDATION_SEED_OFFSET = 1_000_003
@@ -26,6 +27,7 @@ VALIDATION_IMAGES = 128
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line; see `--help`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--world", choices=LESSONS, default=IMAGE_LESSONS.world.name)
     parser.add_argument("--tokenizer", type=Path, required=True, help="file of train_tokenizer")
     parser.add_argument("--out", type=Path, default=Path("outputs/training/tiny.safetensors"))
     parser.add_argument("--cache", type=Path, default=Path("outputs/training/latents"), help="folder of encoded scenes")
@@ -40,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.smoke:
         recipe = replace(recipe, **SMOKE)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    run = GeneratorRun(recipe, options.tokenizer, options.out, options.cache, device, options.resume)
+    run = GeneratorRun(recipe, options.tokenizer, options.out, options.cache, device, options.resume, LESSONS[options.world])
     run_team(train, run, processes=1 if device == "cuda" else options.processes)
 
 
@@ -51,10 +53,11 @@ def train(team: Team, run: GeneratorRun) -> None:
     tokenizer = load_tokenizer(run)
     recipe = run.recipe
     seeds = {"training": recipe.seed, "held out": recipe.seed + VALIDATION_SEED_OFFSET}
-    held_out = open_latents(run.cache, tokenizer, VALIDATION_IMAGES, seed=seeds["held out"], team=team)
+    shared = {"team": team, "world": run.lessons.world}
+    held_out = open_latents(run.cache, tokenizer, VALIDATION_IMAGES, seed=seeds["held out"], **shared)
     session = GeneratorSession(team, run, tokenizer)
     if session.progress < 1:
-        latents = open_latents(run.cache, tokenizer, recipe.images, seed=seeds["training"], team=team)
+        latents = open_latents(run.cache, tokenizer, recipe.images, seed=seeds["training"], **shared)
         session.prepare(started)
     while session.progress < 1:
         session.step(latents)

@@ -17,14 +17,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from autoprune.backbones.bsq_tokenizer import TINY, BSQTokenizer, TokenizerConfig
 from autoprune.errors import unknown_name
 from autoprune.files import whole_file
-from autoprune.testbed import scenes
 from autoprune.testbed.convolution_optimiser import ConvolutionOptimiser
 from autoprune.testbed.distributed import Team, run_team
 from autoprune.testbed.image_store import open_images
-from autoprune.testbed.reconstruction import TINY_SCHEDULE, Reconstruction, reconstruct, reconstruction_psnr
+from autoprune.testbed.precision import mixed
+from autoprune.testbed.reconstruction import Reconstruction, reconstruct, reconstruction_psnr
+from autoprune.testbed.worlds import IMAGES, WORLDS, World
 
 VALIDATION_SEED_OFFSET = 1_000_003
 VALIDATION_IMAGES = 96
@@ -36,7 +36,7 @@ SAVE_SECONDS = 60.0
 class Recipe:
     """Everything that decides the result, recorded in the checkpoint."""
 
-    config: TokenizerConfig = TINY
+    config: object = IMAGES.config
     minutes: float = 18.0
     images: int = 30_000
     batch: int = 12
@@ -61,11 +61,13 @@ class Run:
     cache: Path
     resume: bool
     device: str
+    world: World = IMAGES
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line; see `--help`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--world", choices=WORLDS, default=IMAGES.name)
     parser.add_argument("--out", type=Path, default=Path("outputs/training/tokenizer.safetensors"))
     parser.add_argument("--cache", type=Path, default=Path("outputs/training/images"), help="folder of the renders")
     parser.add_argument("--minutes", type=float, default=Recipe.minutes, help="training time after rendering")
@@ -75,18 +77,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=Recipe.batch, help="images per step, all processes together")
     parser.add_argument("--processes", type=int, default=2, help="single-thread processes; 1 with a GPU")
     parser.add_argument("--seed", type=int, default=Recipe.seed)
-    parser.add_argument("--config", type=json.loads, default="{}", help="TokenizerConfig fields to change, as JSON")
+    parser.add_argument("--config", type=json.loads, default="{}", help="fields of its configuration to change, as JSON")
     parser.add_argument("--resume", action="store_true", help="continue from the .state file beside --out")
     parser.add_argument("--smoke", action="store_true", help="one minute, 1000 images: does it still learn?")
     options = parser.parse_args(arguments)
     if options.smoke:
         options.minutes, options.images = min(options.minutes, 1.0), min(options.images, 1000)
-    names = [field.name for field in fields(TokenizerConfig)]
+    world = WORLDS[options.world]
+    names = [field.name for field in fields(world.config)]
     for name in options.config:
         if name not in names:
             parser.error(str(unknown_name("tokenizer field", name, names)))
     recipe = Recipe(
-        config=replace(TINY, **options.config),
+        config=replace(world.config, **options.config),
         minutes=options.minutes,
         steps=options.steps,
         matrix_learning_rate=options.matrix_learning_rate,
@@ -95,15 +98,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         seed=options.seed,
     )
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    run = Run(recipe, options.out, options.cache, options.resume, device)
+    run = Run(recipe, options.out, options.cache, options.resume, device, world)
     run_team(train, run, processes=1 if device == "cuda" else options.processes)
 
 
 def train(team: Team, run: Run) -> None:
     """Work of one process."""
     run.out.parent.mkdir(parents=True, exist_ok=True)
-    images = open_images(run.cache, run.recipe.images, seed=run.recipe.seed, team=team)
-    held_out = open_images(run.cache, VALIDATION_IMAGES, seed=run.recipe.seed + VALIDATION_SEED_OFFSET, team=team)
+    images = open_images(run.cache, run.recipe.images, seed=run.recipe.seed, team=team, world=run.world)
+    held_out_seed = run.recipe.seed + VALIDATION_SEED_OFFSET
+    held_out = open_images(run.cache, VALIDATION_IMAGES, seed=held_out_seed, team=team, world=run.world)
     session = _Session(team, run)
     while session.progress < 1:
         batch = _batch(images, session, team)
@@ -120,9 +124,9 @@ class _Session:
     def __init__(self, team: Team, run: Run) -> None:
         self.team, self.run, self.recipe = team, run, run.recipe
         torch.manual_seed(self.recipe.seed)
-        self.model = BSQTokenizer(self.recipe.config).to(run.device)
+        self.model = run.world.tokenizer(self.recipe.config).to(run.device, memory_format=torch.channels_last)
         _silence_second_convolutions(self.model)
-        self.average = BSQTokenizer(self.recipe.config).to(run.device).requires_grad_(False)
+        self.average = run.world.tokenizer(self.recipe.config).to(run.device).requires_grad_(False)
         self.average.load_state_dict(self.model.state_dict())
         self._optimise(self.model)
         self.steps, self.elapsed = 0, 0.0
@@ -155,12 +159,13 @@ class _Session:
         torch.manual_seed((self.recipe.seed << 32) + self.steps * self.team.size + self.team.rank)
         if self.decoder_alone and self.part is self.model:
             self._optimise(self.model.decoder)
-        with torch.autocast(self.run.device, torch.bfloat16):
+        with mixed(self.run.device):
             result = reconstruct(
                 self.model,
                 batch,
                 train_encoder=not self.decoder_alone,
                 flip_rate=self.recipe.flip_rate if self.decoder_alone else 0.0,
+                world=self.run.world,
             )
         self.model.zero_grad(set_to_none=True)
         result.loss.backward()
@@ -175,8 +180,8 @@ class _Session:
         rate = self._schedule()
         self.optimiser.step(self.recipe.learning_rate * rate, self.recipe.matrix_learning_rate * rate)
         self.steps += 1
-        if self.recipe.config.scale_magnitudes and not self.decoder_alone:
-            sizes = shared[3:].to(self.model.magnitudes.device)
+        if hasattr(self.model, "magnitudes") and not self.decoder_alone:
+            sizes = self.run.world.by_scale(shared[3:]).to(self.model.magnitudes.device)
             self.model.magnitudes[: len(sizes)].lerp_(sizes, max(self.recipe.magnitude_decay, 1 / self.steps))
         self._average_weights()
 
@@ -184,7 +189,7 @@ class _Session:
     def _average_weights(self) -> None:
         rate = 1 - min(self.recipe.average_decay, (1 + self.steps) / (10 + self.steps))
         torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), rate)
-        if self.recipe.config.scale_magnitudes:
+        if hasattr(self.model, "magnitudes"):
             self.average.magnitudes.copy_(self.model.magnitudes)
 
     def _schedule(self) -> float:
@@ -211,7 +216,7 @@ class _Session:
 
     def save(self, path: Path, held_out: np.ndarray) -> None:
         """Averaged weights with their record as safetensors metadata."""
-        psnr = reconstruction_psnr(self.average, held_out)
+        psnr = reconstruction_psnr(self.average, held_out, world=self.run.world)
         print(f"PSNR on fresh renders, cut after each scale: {' '.join(f'{value:.2f}' for value in psnr)}", flush=True)
         record = {
             "config": json.dumps(asdict(self.recipe.config)),
@@ -219,11 +224,11 @@ class _Session:
             "seconds": f"{self.elapsed:.0f}",
             "steps": str(self.steps),
             "psnr_by_last_scale": json.dumps([round(value, 3) for value in psnr]),
-            "data_version": scenes.DATA_VERSION,
+            "data_version": self.run.world.version,
         }
         state = {key: value.cpu().clone() for key, value in self.average.state_dict().items()}
         with whole_file(path) as temporary:
-            save_file(_at_unit_scale(state), temporary, record)
+            save_file(_at_unit_scale(state, self.run.world), temporary, record)
 
     def _keep_state(self) -> None:
         state = {"model": self.model.state_dict(), "average": self.average.state_dict()}
@@ -243,21 +248,20 @@ class _Session:
 
 
 def _batch(images: np.ndarray, session: _Session, team: Team) -> Tensor:
-    """This process's share of the step's images, float [b, 3, 128, 128] in [-1, 1]."""
+    """This process's share of the step's images, float [b, 3, (F,) h, w] in [-1, 1]."""
     recipe = session.recipe
     picked = np.random.default_rng((recipe.seed, session.steps)).integers(len(images), size=recipe.batch)
-    own = torch.from_numpy(images[np.sort(picked[team.rank :: team.size])])
-    return own.to(session.run.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return session.run.world.batch(images[np.sort(picked[team.rank :: team.size])], session.run.device)
 
 
-def _at_unit_scale(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _at_unit_scale(state: dict[str, Tensor], world: World) -> dict[str, Tensor]:
     """The same function with code magnitudes of about one together: training leaves the scale of features free.
 
     Measured drift: latents of root mean square 62 after 18 minutes. A power of two keeps every output bit-identical.
     """
     if "magnitudes" not in state:
         return state
-    used = state["magnitudes"][: len(TINY_SCHEDULE)]
+    used = state["magnitudes"][: len({grid[1] for grid in world.runs})]
     factor = 2.0 ** -round(math.log2(float(used.square().sum().sqrt())))
     scaled = dict(state, magnitudes=state["magnitudes"] * factor)
     for key in ("encoder.conv_out.conv.weight", "encoder.conv_out.conv.bias"):
@@ -266,7 +270,7 @@ def _at_unit_scale(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return scaled
 
 
-def _silence_second_convolutions(model: BSQTokenizer) -> None:
+def _silence_second_convolutions(model: nn.Module) -> None:
     """Every residual block starts as the identity."""
     for name, parameter in model.named_parameters():
         if ".conv2." in name:
