@@ -242,7 +242,7 @@ class InfinityStar(nn.Module):
         """x [R, N, C] -> float32 logits [R, N, bits, 2], semantic bits in the first scales of a clip."""
         place = scale % len(self.config.image_repetitions)
         head = self.semantic_head2 if place < self.config.semantic_scales else self.head
-        with without_autocast(x):
+        with without_autocast(x.device):
             return head(self.norm_hidden_sates(x)).unflatten(-1, (-1, 2))
 
 
