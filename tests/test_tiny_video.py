@@ -109,7 +109,7 @@ def test_teacher_forcing_computes_the_logits_that_generation_computes(backbone: 
     with torch.no_grad():
         ours = star_logits(backbone.model, backbone.encode_text(PROMPTS), teacher.inputs)
     observer = Logits()
-    sampling = replace(backbone.sampling, guidance=1.0, given=tuple(target.long() for target in teacher.targets))
+    sampling = replace(backbone.sampling, guidance=1.0, temperature=1.0, given=tuple(target.long() for target in teacher.targets))
     autoprune.generate(backbone, PROMPTS, sampling=sampling, observer=observer)
     assert len(ours) == len(observer.seen) == 2 * len(RUNS)
     for mine, theirs in zip(ours, observer.seen, strict=True):
