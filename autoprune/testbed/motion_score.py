@@ -19,6 +19,7 @@ MIN_GROWTH = 1.25  # of the radius, between the first frame and the last
 MAX_JUMP = 20.0  # px of the image from frame to frame
 MIN_APART = 14.0  # px of the image between the centres in the direction of a relation; the world keeps 38
 MIDDLE = (0.2, 0.8)  # share of a motion that is over half-way
+MOST_BACK = 0.15  # share of a motion that one step may undo
 
 
 @dataclass(frozen=True)
@@ -30,21 +31,21 @@ class Track:
     @property
     def motion(self) -> str:
         """What it does, of MOTIONS: a change of colour, then of size, of orientation, of place; "" for none of them cleanly."""
-        first, middle, last = self.findings[0], self.findings[len(self.findings) // 2], self.findings[-1]
+        first, last = self.findings[0], self.findings[-1]
         if last.colour != first.colour:
             return "becoming"
-        sizes = [0.5 * np.log(finding.area / first.area) for finding in (middle, last)]
-        if abs(sizes[1]) > np.log(MIN_GROWTH):
-            return ("growing" if sizes[1] > 0 else "shrinking") if _half_way(*sizes) else ""
+        sizes = 0.5 * np.log(np.array([finding.area for finding in self.findings]) / first.area)
+        if abs(sizes[-1]) > np.log(MIN_GROWTH):
+            return ("growing" if sizes[-1] > 0 else "shrinking") if _steady(sizes) else ""
         shape = SHAPES.index(first.shape)
         if first.shape in TURNING_SHAPES and last.turned_ious[shape] > last.ious[shape]:
             return "rotating"
-        travel = np.array([(finding.x - first.x, finding.y - first.y) for finding in (middle, last)])
-        axis = int(np.abs(travel[1]).argmax())
-        if abs(travel[1, axis]) > MIN_TRAVEL:
-            if not _half_way(*travel[:, axis]):
+        travel = np.array([(finding.x - first.x, finding.y - first.y) for finding in self.findings])
+        axis = int(np.abs(travel[-1]).argmax())
+        if abs(travel[-1, axis]) > MIN_TRAVEL:
+            if not _steady(travel[:, axis]):
                 return ""
-            return (("left", "right"), ("up", "down"))[axis][int(travel[1, axis] > 0)]
+            return (("left", "right"), ("up", "down"))[axis][int(travel[-1, axis] > 0)]
         return "still"
 
 
@@ -99,8 +100,10 @@ def _expected_iou(tracks: Sequence[Track], prompt: MotionPrompt) -> float:
     return float(np.mean([max((track.findings[0].ious[shape] for track in tracks), default=0.0) for shape in shapes]))
 
 
-def _half_way(middle: float, last: float) -> bool:
-    return MIDDLE[0] < middle / last < MIDDLE[1]
+def _steady(values: np.ndarray) -> bool:
+    """Whether values that begin at 0 go to the last one about evenly, without coming back much."""
+    shares = values / values[-1]
+    return MIDDLE[0] < shares[len(shares) // 2] < MIDDLE[1] and np.diff(shares).min() > -MOST_BACK
 
 
 def _tracks(frames: Sequence[Sequence[Finding]]) -> list[Track]:
