@@ -14,12 +14,13 @@ _SIDE, _GAP, _TEXT, _HEAD, _FONT = 256, 10, 210, 66, 15
 
 
 def save_picture_grid(path: Path, *, dense: torch.Tensor, pruned: torch.Tensor, prompts: list[str], title: str) -> Path:
-    """Writes the grid of `dense` and `pruned` images [B, 3, H, W] in [0, 1], same prompts and seeds, as a PNG.
+    """Writes the grid of `dense` and `pruned` images [B, 3, (F,) H, W] in [0, 1], same prompts and seeds,
+    as a PNG.
 
     The third column is their `difference`.
     """
     columns = ("dense", "policy", f"difference x {GAIN:.0f}")
-    height, width = dense.shape[2:]
+    height, width = dense.shape[-2:]
     side = (_SIDE, round(_SIDE * height / width))
     sheet = Image.new("RGB", (_TEXT + 3 * (side[0] + _GAP) + _GAP, _HEAD + len(prompts) * (side[1] + _GAP)), "white")
     draw = ImageDraw.Draw(sheet)

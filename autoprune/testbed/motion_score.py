@@ -18,7 +18,8 @@ MIN_TRAVEL = 9.0  # px of the image; what stands still moves by less than 2
 MIN_GROWTH = 1.25  # of the radius, between the first frame and the last
 MAX_JUMP = 20.0  # px of the image from frame to frame
 MIN_APART = 14.0  # px of the image between the centres in the direction of a relation; the world keeps 38
-MOST_ASTRAY = 0.3  # share of a motion by which any frame may be ahead of a steady one, or behind it
+MIDDLE = (0.2, 0.8)  # share of a motion that is over half-way
+MOST_BACK = 0.15  # share of a motion that one step may undo
 
 
 @dataclass(frozen=True)
@@ -33,16 +34,16 @@ class Track:
         first, last = self.findings[0], self.findings[-1]
         if last.colour != first.colour:
             return "becoming"
-        sizes = np.array([0.5 * np.log(finding.area / first.area) for finding in self.findings])
+        sizes = 0.5 * np.log(np.array([finding.area for finding in self.findings]) / first.area)
         if abs(sizes[-1]) > np.log(MIN_GROWTH):
-            return ("growing" if sizes[-1] > 0 else "shrinking") if _is_steady(sizes) else ""
+            return ("growing" if sizes[-1] > 0 else "shrinking") if _steady(sizes) else ""
         shape = SHAPES.index(first.shape)
         if first.shape in TURNING_SHAPES and last.turned_ious[shape] > last.ious[shape]:
             return "rotating"
         travel = np.array([(finding.x - first.x, finding.y - first.y) for finding in self.findings])
         axis = int(np.abs(travel[-1]).argmax())
         if abs(travel[-1, axis]) > MIN_TRAVEL:
-            if not _is_steady(travel[:, axis]):
+            if not _steady(travel[:, axis]):
                 return ""
             return (("left", "right"), ("up", "down"))[axis][int(travel[-1, axis] > 0)]
         return "still"
@@ -99,9 +100,10 @@ def _expected_iou(tracks: Sequence[Track], prompt: MotionPrompt) -> float:
     return float(np.mean([max((track.findings[0].ious[shape] for track in tracks), default=0.0) for shape in shapes]))
 
 
-def _is_steady(progress: np.ndarray) -> bool:
-    """Returns whether every frame is about as far on the way to the last one as its time is."""
-    return bool(np.abs(progress / progress[-1] - np.linspace(0, 1, len(progress))).max() < MOST_ASTRAY)
+def _steady(values: np.ndarray) -> bool:
+    """Whether values that begin at 0 go to the last one about evenly, without coming back much."""
+    shares = values / values[-1]
+    return MIDDLE[0] < shares[len(shares) // 2] < MIDDLE[1] and np.diff(shares).min() > -MOST_BACK
 
 
 def _tracks(frames: Sequence[Sequence[Finding]]) -> list[Track]:

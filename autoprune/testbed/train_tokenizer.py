@@ -124,7 +124,7 @@ class _Session:
     def __init__(self, team: Team, run: Run) -> None:
         self.team, self.run, self.recipe = team, run, run.recipe
         torch.manual_seed(self.recipe.seed)
-        self.model = run.world.tokenizer(self.recipe.config).to(run.device, memory_format=torch.channels_last)
+        self.model = run.world.tokenizer(self.recipe.config).to(run.device)
         _silence_second_convolutions(self.model)
         self.average = run.world.tokenizer(self.recipe.config).to(run.device).requires_grad_(False)
         self.average.load_state_dict(self.model.state_dict())
