@@ -61,9 +61,11 @@ def embedded_backbone(name: str, weights: str | Path | None, target: Target) -> 
 
     Raises UserError for a file that does not fit.
     """
-    spec = EMBEDDED[name]
+    spec, shipped = EMBEDDED[name], WEIGHTS / f"{name}.safetensors"
+    if weights is None and not shipped.exists():
+        raise UserError(f"{name} comes without weights so far; train them as README says and give backbone.weights=FILE.")
     with torch.device("cpu"):  # whatever the host program's defaults are
-        parts, revision = _embedded_parts(spec, weights or WEIGHTS / f"{name}.safetensors")
+        parts, revision = _embedded_parts(spec, weights or shipped)
     for part in parts.values():
         part.requires_grad_(False).eval().float().to(target.device)
     transformer, tokenizer, text = parts.values()
