@@ -1,6 +1,19 @@
 """Test helpers beside the tests are importable by name."""
 
+import importlib.util
 import sys
 from pathlib import Path
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="module")
+def command():  # noqa: ANN201
+    """Returns the module behind `python -m autoprune.generate`, under another name than the function's, which it would hide."""
+    path = Path(__file__).parent.parent / "autoprune" / "generate.py"
+    spec = importlib.util.spec_from_file_location("generate_command", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

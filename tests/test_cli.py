@@ -1,6 +1,5 @@
 """The two commands: what they write, and one sentence with exit code 2 for every kind of bad input."""
 
-import importlib.util
 import io
 import os
 import signal
@@ -20,15 +19,6 @@ from autoprune import Policy
 
 ROOT = Path(autoprune.__file__).parent.parent
 SMALL = ("experiment=smoke", "quality.prompts=8", "quality.held_out_prompts=8", "latency.rounds=1")
-
-
-@pytest.fixture(scope="module")
-def command():
-    """Returns the module behind `python -m autoprune.generate`, under another name than the function's."""
-    spec = importlib.util.spec_from_file_location("generate_command", ROOT / "autoprune" / "generate.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture

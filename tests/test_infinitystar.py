@@ -2,8 +2,8 @@
 
 import json
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -183,8 +183,7 @@ def test_a_policy_for_another_schedule_is_refused() -> None:
         generate(backbone, ["a"], policy=policy)
 
 
-def test_a_video_is_written_frame_by_frame(tmp_path: Path) -> None:
-    command = import_module("autoprune.generate")
+def test_a_video_is_written_frame_by_frame(tmp_path: Path, command: ModuleType) -> None:
     video = torch.rand(3, 3, 4, 5)
     first = command.write_pictures(tmp_path / "clip.png", video)
     assert first.name == "clip-000.png"
