@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from autoprune.backbones.bsq_tokenizer import QuantisationStep
+from autoprune.backbones.clip_latents import ClipLatents
 from autoprune.backbones.cnn_autoencoder import Decoder, Encoder, Network
-from autoprune.clips import clip_frames
 from autoprune.errors import UserError
 from autoprune.policy import Grid
 
@@ -59,10 +59,8 @@ class FoldedDecoder(Decoder):
         return torch.cat((phases[:, :, 0].mean(dim=2, keepdim=True), phases[:, :, 1:].flatten(2, 3)), dim=2)
 
 
-class ClipTokenizer(nn.Module):
+class ClipTokenizer(ClipLatents, nn.Module):
     """Latents are float32 [B, bits, T, H, W]; a scale works on the frames of its clip. Every frame is decoded by itself."""
-
-    streams = True
 
     def __init__(self, config: ClipTokenizerConfig) -> None:
         super().__init__()
@@ -72,28 +70,9 @@ class ClipTokenizer(nn.Module):
         self.decoder = FoldedDecoder(config.bits, config.widths, **layout)
         self.register_buffer("magnitudes", torch.full((len(config.sides),), config.bits**-0.5))
 
-    @property
-    def channels(self) -> int:
-        """Channels of the latent."""
-        return self.config.bits
-
-    def latent_size(self, schedule: Sequence[Grid]) -> tuple[int, int, int]:
-        """Returns (T, H, W): the frames of all clips, the last scale's grid."""
-        return (clip_frames(tuple(schedule))[-1].stop, *schedule[-1][1:])
-
     def codes(self, drawn: Tensor, scale: int) -> Tensor:
         """Bits [B, t, h, w, bits of the stage] in {0, 1} -> codes [B, bits of the stage, t, h, w] of +-magnitude."""
         return (2 * drawn.movedim(-1, 1).float().contiguous() - 1) * self.magnitudes[scale % len(self.config.sides)]
-
-    def accumulate(self, latent: Tensor, codes: Tensor, scale: int, count: int) -> Tensor:
-        """The latent of a clip plus codes brought to its size, channels included, by one trilinear interpolation a frame."""
-        size = (latent.shape[1], *latent.shape[3:])
-        frames = functional.interpolate(codes.transpose(1, 2), size, mode="trilinear", align_corners=False)
-        return latent + frames.transpose(1, 2)
-
-    def next_tokens(self, latent: Tensor, grid: Grid) -> Tensor:
-        """The latent [B, bits, t, H, W] of a clip -> transformer input of a scale [B, t * h * w, bits], averaged over areas."""
-        return functional.interpolate(latent, (latent.shape[2], *grid[1:]), mode="area").flatten(2).transpose(1, 2)
 
     def encode(self, frames: Tensor) -> Tensor:
         """Frames [B, 3, F, h, w] in [-1, 1], F = 4k + 1 -> features [B, bits, k + 1, H, W]. Raises UserError for other F."""
@@ -127,10 +106,6 @@ class ClipTokenizer(nn.Module):
     def decode(self, latent: Tensor, run: Network = nn.Module.__call__) -> Tensor:
         """Latents [B, bits, T, H, W] -> float32 videos [B, 3, 4 (T - 1) + 1, h, w] in [-1, 1]."""
         return run(self.decoder, latent.to(self._dtype)).float().clamp(-1, 1)
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        return self.decoder.conv_in.conv.weight.dtype
 
 
 def _folded(frames: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from autoprune.backbones.attention import attend
 from autoprune.backbones.family import OneClip
 from autoprune.backbones.kv_buffer import KeyValueBuffer
 from autoprune.backbones.layers import CrossAttention, FeedForward, RMSNorm, SelfAttention, TextPool, modulate, without_autocast
+from autoprune.backbones.nested_blocks import NestedBlocks
 from autoprune.backbones.rope import gather_rotation, rotation
 from autoprune.backbones.schedules import position_frame
 from autoprune.backbones.text import TextFeatures
@@ -116,15 +117,7 @@ class Block(nn.Module):
         return step.add(x, feed_forward, site=site(layer, "ffn"))
 
 
-class BlockChunk(nn.Module):
-    """A group of blocks, as official checkpoints nest them."""
-
-    def __init__(self, blocks: list[Block]) -> None:
-        super().__init__()
-        self.module = nn.ModuleList(blocks)
-
-
-class Infinity(OneClip, nn.Module):
+class Infinity(OneClip, NestedBlocks, nn.Module):
     """The transformer. Blocks may be in a lower precision; text, embeddings and head stay in float32 (as released)."""
 
     prefix_tokens = 0
@@ -147,23 +140,7 @@ class Infinity(OneClip, nn.Module):
         self.head_nm = nn.Module()
         self.head_nm.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
         self.head = nn.Linear(width, 2 * config.token_bits)
-        blocks = [Block(config) for _ in range(config.depth)]
-        if config.chunks == 1:
-            self.blocks = nn.ModuleList(blocks)
-        else:
-            size = config.depth // config.chunks
-            self.block_chunks = nn.ModuleList(BlockChunk(blocks[i : i + size]) for i in range(0, config.depth, size))
-
-    def layers(self) -> list[Block]:
-        """Returns the blocks in order, whatever their nesting."""
-        if self.config.chunks == 1:
-            return list(self.blocks)
-        return [block for chunk in self.block_chunks for block in chunk.module]
-
-    @property
-    def depth(self) -> int:
-        """Number of blocks."""
-        return self.config.depth
+        self.nest([Block(config) for _ in range(config.depth)])
 
     @property
     def compute_dtype(self) -> torch.dtype:

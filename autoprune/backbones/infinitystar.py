@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from autoprune.backbones.attention import attend
 from autoprune.backbones.family import Schedule
 from autoprune.backbones.hart_layers import LlamaFeedForward
-from autoprune.backbones.infinity import BlockChunk, Step
+from autoprune.backbones.infinity import Step
 from autoprune.backbones.kv_buffer import KeyValueBuffer
 from autoprune.backbones.layers import RMSNorm, without_autocast
 from autoprune.backbones.linear import linear
+from autoprune.backbones.nested_blocks import NestedBlocks
 from autoprune.backbones.rope import rotate
 from autoprune.backbones.sizes import nested_key, resized_text
 from autoprune.backbones.star_rope import step_rotation, text_rotation
@@ -134,7 +135,7 @@ class Block(nn.Module):
         return step.add(x, feed_forward, site=site(layer, "ffn"))
 
 
-class InfinityStar(nn.Module):
+class InfinityStar(NestedBlocks, nn.Module):
     """The transformer. Blocks may be in a lower precision; text, embedding and heads stay in float32 (as released)."""
 
     prefix_tokens = 0
@@ -151,23 +152,7 @@ class InfinityStar(nn.Module):
         self.norm_hidden_sates = RMSNorm(width)
         self.head = nn.Linear(width, 2 * config.token_bits)
         self.semantic_head2 = nn.Linear(width, 2 * config.semantic_bits)
-        blocks = [Block(config) for _ in range(config.depth)]
-        if config.chunks == 1:
-            self.blocks = nn.ModuleList(blocks)
-        else:
-            size = config.depth // config.chunks
-            self.block_chunks = nn.ModuleList(BlockChunk(blocks[i : i + size]) for i in range(0, config.depth, size))
-
-    def layers(self) -> list[Block]:
-        """Returns the blocks in order, whatever their nesting."""
-        if self.config.chunks == 1:
-            return list(self.blocks)
-        return [block for chunk in self.block_chunks for block in chunk.module]
-
-    @property
-    def depth(self) -> int:
-        """Number of blocks."""
-        return self.config.depth
+        self.nest([Block(config) for _ in range(config.depth)])
 
     @property
     def compute_dtype(self) -> torch.dtype:

@@ -2,24 +2,15 @@
 
 import re
 from collections.abc import Mapping
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from autoprune.backbones.bsq_tokenizer import TokenizerConfig, wrapped_keys
 from autoprune.backbones.infinity import TransformerConfig
+from autoprune.backbones.nested_blocks import Nesting
 
 State = Mapping[str, Tensor]
-
-
-class Nesting(Protocol):
-    """How many blocks there are, in how many chunks."""
-
-    depth: int
-    chunks: int
-
-
 OBSOLETE = ("lvl_1L", "attn_bias_for_masking", "Infinity_visible_kvlen", "Infinity_invisible_qlen")
 _BLOCK = re.compile(r"(?:block_chunks\.(\d+)\.module|blocks)\.(\d+)\.")
 

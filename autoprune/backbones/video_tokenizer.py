@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from autoprune.backbones.clip_latents import ClipLatents
 from autoprune.backbones.cnn_autoencoder import Network
 from autoprune.backbones.video_autoencoder import Past, VideoDecoder, VideoEncoder
 from autoprune.clips import Course, clip_frames, clip_ranges
@@ -43,10 +44,8 @@ class QuantisationStep:
     latent: Tensor
 
 
-class VideoTokenizer(nn.Module):
+class VideoTokenizer(ClipLatents, nn.Module):
     """Latents are float32 [B, bits, T, H, W]; a scale works on the frames of its clip."""
-
-    streams = True
 
     def __init__(self, config: VideoTokenizerConfig, *, with_encoder: bool = True) -> None:
         super().__init__()
@@ -61,29 +60,10 @@ class VideoTokenizer(nn.Module):
             setattr(self, name, nn.Linear(config.bits, config.bits))
         self.scale_learnable_parameters = nn.Parameter(torch.ones(4))
 
-    @property
-    def channels(self) -> int:
-        """Channels of the latent."""
-        return self.config.bits
-
-    def latent_size(self, schedule: Sequence[Grid]) -> tuple[int, int, int]:
-        """Returns (T, H, W): the frames of all clips, the last scale's grid."""
-        return (clip_frames(tuple(schedule))[-1].stop, *schedule[-1][1:])
-
     def codes(self, drawn: Tensor, scale: int) -> Tensor:
         """Bits [B, t, h, w, bits of the stage] in {0, 1} -> codes [B, bits of the stage, t, h, w] of +-1/sqrt(bits)."""
         bits = drawn.movedim(-1, 1).float().contiguous()
         return (2 * bits - 1) * drawn.shape[-1] ** -0.5
-
-    def accumulate(self, latent: Tensor, codes: Tensor, scale: int, count: int) -> Tensor:
-        """The latent of a clip plus codes brought to its size, channels included, by one trilinear interpolation a frame."""
-        size = (latent.shape[1], *latent.shape[3:])
-        frames = functional.interpolate(codes.transpose(1, 2), size, mode="trilinear", align_corners=False)
-        return latent + frames.transpose(1, 2)
-
-    def next_tokens(self, latent: Tensor, grid: Grid) -> Tensor:
-        """The latent [B, bits, t, H, W] of a clip -> transformer input of a scale [B, t * h * w, bits], averaged over areas."""
-        return functional.interpolate(latent, (latent.shape[2], *grid[1:]), mode="area").flatten(2).transpose(1, 2)
 
     def encode(self, frames: Tensor, *, seed: int = 0) -> Tensor:
         """Frames [B, 3, F, h, w] in [-1, 1], F = 1 or 4k + 1 -> features [B, bits, k + 1, h / 16, w / 16], drawn from the
@@ -150,10 +130,6 @@ class VideoTokenizer(nn.Module):
         past: Past = {}
         parts = [z[:, :, :first], *z[:, :, first:].split(CHUNK, dim=2)] if first < count else [z]
         return torch.cat([self.decoder(part, past, first=place == 0).float() for place, part in enumerate(parts)], dim=2)
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        return self.decoder.conv_in.conv.weight.dtype
 
 
 class _Masks(nn.Module):

@@ -50,12 +50,16 @@ def crew_here(environment: Mapping[str, str], *, join: bool) -> Crew:
     return Crew(rank=os.getpid(), shared=True, may_lead=False) if join else Crew()
 
 
+def visible_gpus(environment: Mapping[str, str]) -> list[str]:
+    """Returns the GPUs that a process may use, as CUDA_VISIBLE_DEVICES names them."""
+    return (environment.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))).split(",")
+
+
 def use_own_device(crew: Crew, environment: dict[str, str]) -> None:
     """Leaves of several visible GPUs the one at this process's place; to be called before CUDA is used."""
     if crew.local is None or not torch.cuda.is_available():
         return
-    visible = environment.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
-    devices = visible.split(",")
+    devices = visible_gpus(environment)
     if len(devices) > 1:
         environment["CUDA_VISIBLE_DEVICES"] = devices[crew.local % len(devices)]
 

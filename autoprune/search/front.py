@@ -40,6 +40,16 @@ def hypervolume_history(trials: Iterable[TrialRecord], reference: Point) -> list
     return areas
 
 
+def hypervolume_curve(points: Iterable[Point | None], reference: Point, whole: float) -> list[float]:
+    """Returns the hypervolume after each trial as a share of the whole; None is a trial that adds no point."""
+    found: list[Point] = []
+    curve = []
+    for point in points:
+        found += [point] if point else []
+        curve.append(hypervolume(found, reference) / whole)
+    return curve
+
+
 def reference_of(points: Iterable[Point]) -> Point:
     """Returns the corner that areas of these points are measured from: dense latency, a tenth above the largest loss."""
     return 0.0, 1.1 * max((loss for _, loss in points), default=0.0) + 1e-6

@@ -19,7 +19,7 @@ from autoprune.policy import Policy
 from autoprune.search.discard import constraint_values
 from autoprune.search.evaluator import GenerationEvaluator
 from autoprune.search.folders import shipped_folder
-from autoprune.search.front import Point, hypervolume, objectives, reference_of
+from autoprune.search.front import Point, hypervolume, hypervolume_curve, objectives, reference_of
 from autoprune.search.records import Measurement
 from autoprune.search.sampler import make_sampler
 from autoprune.search.settings import SAMPLERS, LatencySettings, QualitySettings, SamplerSettings, StudySettings
@@ -151,7 +151,7 @@ def _run(space: SearchSpace, memory: Memory, sampler: BaseSampler, settings: Stu
 
 
 def _summary(runs: list[list[Asked]], corner: Point, whole: float) -> Mapping[str, object]:
-    curves = [_curve(run, corner, whole) for run in runs]
+    curves = [hypervolume_curve([asked.point for asked in run], corner, whole) for run in runs]
     seconds = [list(itertools.accumulate(asked.seconds for asked in run)) for run in runs]
     return {
         "trials": [median(values) for values in zip(*curves, strict=True)],
@@ -159,12 +159,3 @@ def _summary(runs: list[list[Asked]], corner: Point, whole: float) -> Mapping[st
         "highest": [max(values) for values in zip(*curves, strict=True)],
         "seconds": [median(values) for values in zip(*seconds, strict=True)],
     }
-
-
-def _curve(run: list[Asked], corner: Point, whole: float) -> list[float]:
-    """Returns the hypervolume after each trial as a share of the whole."""
-    points, curve = [], []
-    for asked in run:
-        points += [asked.point] if asked.point else []
-        curve.append(hypervolume(points, corner) / whole)
-    return curve

@@ -17,14 +17,10 @@ from statistics import median
 import numpy as np
 import optuna
 
-from autoprune.backbones.schedules import scale_schedule
-from autoprune.search.folders import shipped_folder
-from autoprune.search.front import Point, hypervolume, reference_of
+from autoprune.search.front import Point, hypervolume, hypervolume_curve, reference_of
 from autoprune.search.sampler import make_sampler
 from autoprune.search.settings import PENDING, SamplerSettings
-from autoprune.search.space import SearchSpace, Target
-from autoprune.search.space_file import read_space
-from autoprune.search.synthetic import measured, outcome
+from autoprune.search.synthetic import measured, outcome, synthetic_space
 
 RANDOM = "random"
 
@@ -93,7 +89,7 @@ def measure_scaling(case: ScalingCase) -> dict[str, object]:
 def simulate(case: ScalingCase, simulated: Simulated) -> Run:
     """Runs one study in virtual time."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    space = _space(case)
+    space = synthetic_space(case.space)
     settings = SamplerSettings(RANDOM) if simulated.sampler == RANDOM else SamplerSettings(pending=simulated.sampler)
     study = optuna.create_study(directions=["minimize"] * 2, sampler=make_sampler(space, settings, simulated.seed))
     for preset in space.presets():
@@ -118,13 +114,8 @@ def simulate(case: ScalingCase, simulated: Simulated) -> Run:
     return Run(tuple(points), tuple(ends), tuple(asks))
 
 
-def _space(case: ScalingCase) -> SearchSpace:
-    definition = read_space(shipped_folder("search_spaces") / f"{case.space}.yaml")
-    return SearchSpace(definition, Target("tiny", 6, scale_schedule()))
-
-
 def _summary(runs: list[Run], corner: Point, whole: float) -> Mapping[str, object]:
-    curves = [_curve(run, corner, whole) for run in runs]
+    curves = [hypervolume_curve(run.points, corner, whole) for run in runs]
     asks = [seconds for run in runs for seconds in run.asks]
     return {
         "trials": [round(median(values), 4) for values in zip(*curves, strict=True)],
@@ -133,11 +124,3 @@ def _summary(runs: list[Run], corner: Point, whole: float) -> Mapping[str, objec
         "minutes": [round(median(values) / 60, 2) for values in zip(*(run.ends for run in runs), strict=True)],
         "ask": {"median": median(asks), "mean": sum(asks) / len(asks), "most": max(asks)},
     }
-
-
-def _curve(run: Run, corner: Point, whole: float) -> list[float]:
-    found, curve = [], []
-    for point in run.points:
-        found += [point] if point else []
-        curve.append(hypervolume(found, corner) / whole)
-    return curve

@@ -16,17 +16,13 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from optuna.samplers import RandomSampler
 
-from autoprune.backbones.schedules import scale_schedule
 from autoprune.files import write_whole
-from autoprune.search.folders import shipped_folder
 from autoprune.search.presence import Worker
 from autoprune.search.records import Measurement, TrialRecord
 from autoprune.search.settings import StorageSettings
 from autoprune.search.shared_study import Asked, SharedStudy
-from autoprune.search.space import SearchSpace, Target
-from autoprune.search.space_file import read_space
 from autoprune.search.storage import open_storage
-from autoprune.search.synthetic import measured
+from autoprune.search.synthetic import measured, synthetic_space
 
 START_SECONDS = 300.0
 
@@ -78,7 +74,8 @@ def _measured(case: StorageCase, settings: StorageSettings, workers: int) -> dic
     context.set_forkserver_preload([__name__])
     name = f"autoprune-bench-{time.time_ns()}"
     with TemporaryDirectory() as folder, ProcessPoolExecutor(workers, mp_context=context) as pool:
-        SharedStudy(open_storage(settings, Path(folder)), name=name, space=_space(case))  # tables are there before it begins
+        storage = open_storage(settings, Path(folder))
+        SharedStudy(storage, name=name, space=synthetic_space(case.space))  # tables are there before it begins
         jobs = [pool.submit(_worked, case, settings, (folder, name, rank, each)) for rank in range(workers)]
         until = time.monotonic() + START_SECONDS
         while len(list(Path(folder).glob("ready-*"))) < workers and time.monotonic() < until:
@@ -102,7 +99,7 @@ def _worked(case: StorageCase, settings: StorageSettings, place: tuple[str, str,
     """Runs `each` trials in one process, from when all are ready."""
     folder, name, rank, each = place
     storage = open_storage(settings, Path(folder))
-    study = SharedStudy(storage, name=name, space=_space(case))
+    study = SharedStudy(storage, name=name, space=synthetic_space(case.space))
     study.use(RandomSampler(seed=rank))
     worker = Worker.here(str(rank))
     write_whole(Path(folder, f"ready-{rank}"), "")
@@ -145,8 +142,3 @@ def _tell(study: SharedStudy, asked: Asked) -> None:
     )
     record = TrialRecord(asked.number, asked.source, asked.policy, measurement, True, "complete", 0.0)
     study.tell(asked, record, first=measurement, constraints={"score_drop": found.constraint})
-
-
-def _space(case: StorageCase) -> SearchSpace:
-    definition = read_space(shipped_folder("search_spaces") / f"{case.space}.yaml")
-    return SearchSpace(definition, Target("tiny", 6, scale_schedule()))

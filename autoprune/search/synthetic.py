@@ -10,9 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from autoprune.backbones.schedules import scale_schedule
 from autoprune.policy import Policy, token_count
 from autoprune.rules import ScalePruning
+from autoprune.search.folders import shipped_folder
 from autoprune.search.front import Point
+from autoprune.search.space import SearchSpace, Target
+from autoprune.search.space_file import read_space
 
 MAX_DROP = 0.12
 _OVERHEAD = 6.0  # of a scale, in tokens of one branch
@@ -38,6 +42,12 @@ class Outcome:
 
     point: Point
     constraint: float
+
+
+def synthetic_space(name: str) -> SearchSpace:
+    """Returns a shipped space on the embedded backbone's schedule, without loading a backbone."""
+    definition = read_space(shipped_folder("search_spaces") / f"{name}.yaml")
+    return SearchSpace(definition, Target("tiny", 6, scale_schedule()))
 
 
 def outcome(policy: Policy) -> Outcome:

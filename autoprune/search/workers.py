@@ -10,10 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-import torch
-
 from autoprune.errors import UserError
-from autoprune.search.crew import SUPERVISED, TERMINAL
+from autoprune.search.crew import SUPERVISED, TERMINAL, visible_gpus
 
 MOST_RESTARTS = 3  # of one worker
 POLL_SECONDS = 0.2
@@ -108,7 +106,7 @@ def _judge(workers: Sequence[_Process]) -> None:
 
 
 def _gpus(count: int) -> list[str]:
-    visible = (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))).split(",")
+    visible = visible_gpus(os.environ)
     if count > len(visible):
         raise UserError(f"workers must be at most the number of visible GPUs, {len(visible)}, got {count}.")
     return visible[:count]
