@@ -5,6 +5,7 @@ PyAV, as its wheel brings FFmpeg along and needs no program. Both are imported w
 
 import os
 from fractions import Fraction
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -20,21 +21,30 @@ _CRF = "10"  # of 0 to 51, less is better; players and benchmarks read yuv420p, 
 _TICKS = 1_000_000  # a second
 
 
-def write_video(path: str | os.PathLike, frames: Tensor | np.ndarray, fps: float) -> Path:
+def write_video(path: str | os.PathLike, frames: Tensor | np.ndarray, fps: float, *, lossless: bool = True) -> Path:
     """Writes frames, uint8 [F, H, W, 3] or float [3, F, H, W] in [0, 1], shown `fps` a second, and returns the path.
 
-    .webp and .gif show equal neighbours as one longer frame, and know time in steps of 1 and 10 ms. Raises UserError for
-    another suffix, for sides that .mp4 cannot hold (odd ones), and where Pillow or PyAV is not installed.
+    A .webp that need not be `lossless` is several times smaller. .webp and .gif show equal neighbours as one longer frame, and
+    know time in steps of 1 and 10 ms. Raises UserError for another suffix, for sides that .mp4 cannot hold (odd ones), and
+    where Pillow or PyAV is not installed.
     """
     path, pixels = Path(path), _pixels(frames)
+    check_video(path)
+    if path.suffix.lower() == ".mp4":
+        _write_mp4(path, pixels, fps)
+    else:
+        _write_animation(path, pixels, fps, lossless=lossless)
+    return path
+
+
+def check_video(path: Path) -> None:
+    """Raises UserError, before there is a video, for a suffix that it cannot have and where a package is missing for it."""
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise UserError(f"a video must end in {', '.join(SUFFIXES)}, got {str(path)!r}; choose another name.")
-    if suffix == ".mp4":
-        _write_mp4(path, pixels, fps)
-    else:
-        _write_animation(path, pixels, fps)
-    return path
+    module, package = ("av", "PyAV") if suffix == ".mp4" else ("PIL", "Pillow")
+    if find_spec(module) is None:
+        raise UserError(f"a video as {path.suffix} needs {package}, which is not installed; {_INSTALL}.")
 
 
 def _pixels(frames: Tensor | np.ndarray) -> np.ndarray:
@@ -45,22 +55,18 @@ def _pixels(frames: Tensor | np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(frames.cpu().numpy())
 
 
-def _write_animation(path: Path, pixels: np.ndarray, fps: float) -> None:
-    try:
-        from PIL import Image
-    except ImportError:
-        raise UserError(f"a video as {path.suffix} needs Pillow, which is not installed; {_INSTALL}.") from None
+def _write_animation(path: Path, pixels: np.ndarray, fps: float, *, lossless: bool) -> None:
+    from PIL import Image
+
     first, *rest = map(Image.fromarray, pixels)
-    options = {"lossless": True} if path.suffix.lower() == ".webp" else {}
+    options = {"lossless": lossless} if path.suffix.lower() == ".webp" else {}
     with whole_file(path) as temporary:
         first.save(temporary, save_all=True, append_images=rest, duration=round(1000 / fps), loop=0, **options)
 
 
 def _write_mp4(path: Path, pixels: np.ndarray, fps: float) -> None:
-    try:
-        import av
-    except ImportError:
-        raise UserError(f"a video as {path.suffix} needs PyAV, which is not installed; {_INSTALL}.") from None
+    import av
+
     height, width = pixels.shape[1:3]
     if height % 2 or width % 2:
         raise UserError(f"the sides of an .mp4 must be even, got {height} x {width}; write {path.stem}.webp.")
