@@ -20,7 +20,7 @@ from autoprune.generation import generate
 from autoprune.measure.latency import interleaved
 from autoprune.policy import Policy
 from autoprune.production import doubts
-from autoprune.video_files import SUFFIXES, check_video, write_video
+from autoprune.video_files import SUFFIXES, check_video_name, write_video
 
 _USAGE = 'python -m autoprune.generate policy=FILE prompt="a red circle left of a blue square"'
 
@@ -93,7 +93,7 @@ def _target(output: str, *, video: bool) -> Path:
         what = f"{', '.join(known)} for a video" if video else ".png for an image"
         raise UserError(f"output must end in {what}, got {output!r}; choose another name.")
     if path.suffix.lower() in SUFFIXES:
-        check_video(path)
+        check_video_name(path)
     return path
 
 

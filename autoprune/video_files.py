@@ -16,7 +16,6 @@ from autoprune.errors import UserError
 from autoprune.files import whole_file
 
 SUFFIXES = (".webp", ".gif", ".mp4")
-_INSTALL = "install it with: pip install 'autoprune[video]'"
 _CRF = "10"  # of 0 to 51, less is better; players and benchmarks read yuv420p, which halves the resolution of colours
 _TICKS = 1_000_000  # a second
 
@@ -29,7 +28,7 @@ def write_video(path: str | os.PathLike, frames: Tensor | np.ndarray, fps: float
     where Pillow or PyAV is not installed.
     """
     path, pixels = Path(path), _pixels(frames)
-    check_video(path)
+    check_video_name(path)
     if path.suffix.lower() == ".mp4":
         _write_mp4(path, pixels, fps)
     else:
@@ -37,14 +36,14 @@ def write_video(path: str | os.PathLike, frames: Tensor | np.ndarray, fps: float
     return path
 
 
-def check_video(path: Path) -> None:
-    """Raises UserError, before there is a video, for a suffix that it cannot have and where a package is missing for it."""
-    suffix = path.suffix.lower()
+def check_video_name(path: str | os.PathLike) -> None:
+    """Raises UserError for a name of another suffix, and where what writes it is not installed."""
+    suffix = Path(path).suffix.lower()
     if suffix not in SUFFIXES:
-        raise UserError(f"a video must end in {', '.join(SUFFIXES)}, got {str(path)!r}; choose another name.")
-    module, package = ("av", "PyAV") if suffix == ".mp4" else ("PIL", "Pillow")
+        raise UserError(f"a video must end in {', '.join(SUFFIXES)}, got {os.fspath(path)!r}; choose another name.")
+    package, module = ("PyAV", "av") if suffix == ".mp4" else ("Pillow", "PIL")
     if find_spec(module) is None:
-        raise UserError(f"a video as {path.suffix} needs {package}, which is not installed; {_INSTALL}.")
+        raise UserError(f"a video as {suffix} needs {package}, which is not installed; pip install 'autoprune[video]'.")
 
 
 def _pixels(frames: Tensor | np.ndarray) -> np.ndarray:

@@ -73,7 +73,7 @@ def test_generate_writes_a_video_as_one_file_that_moves(command, video_policy_fi
         (["output=a.gif", "frames=1"], "output must end in .png for an image, got 'a.gif'; choose another name."),
         (
             ["output=a.mp4"],
-            "a video as .mp4 needs PyAV, which is not installed; install it with: pip install 'autoprune[video]'.",
+            "a video as .mp4 needs PyAV, which is not installed; pip install 'autoprune[video]'.",
         ),
     ],
 )

@@ -256,8 +256,10 @@ function playClips() {
   for (const [name, value] of Object.entries({ ratio, columns, rows: Math.ceil(frames / columns) })) host.style.setProperty(`--${name}`, value);
   let playing = !matchMedia("(prefers-reduced-motion: reduce)").matches;
   const place = make("input", { type: "range", min: 0, max: frames - 1, value: 0, "aria-label": "Frame" });
+  const count = make("span", { class: "hint" });
   const show = (frame) => {
     place.value = frame;
+    count.textContent = `frame ${frame + 1} of ${frames}`;
     host.style.setProperty("--column", frame % columns);
     host.style.setProperty("--row", Math.floor(frame / columns));
   };
@@ -270,7 +272,7 @@ function playClips() {
     play(false);
     show(Number(place.value));
   });
-  byId("clip").replaceChildren(toggle, place);
+  byId("clip").replaceChildren(toggle, place, count);
   byId("clip").hidden = false;
   show(0);
   setInterval(() => playing && show((Number(place.value) + 1) % frames), 1000 / rate);
