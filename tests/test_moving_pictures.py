@@ -27,6 +27,12 @@ def test_an_image_is_one_frame_and_a_png(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.asarray(Image.open(path)), (images[0] * 255).round().byte().permute(1, 2, 0))
 
 
+def test_sheets_of_large_frames_may_be_lossy(tmp_path: Path) -> None:
+    sheets = [picture(torch.rand(3, 60, 60)) for _ in range(3)]
+    exact, lossy = (save_sheets(tmp_path / f"{kept}.png", sheets, rate=4, lossless=kept) for kept in (True, False))
+    assert lossy.stat().st_size < exact.stat().st_size / 2
+
+
 def test_several_sheets_move_for_ever(tmp_path: Path) -> None:
     sheets = [picture(torch.rand(3, 5, 7)) for _ in range(4)]
     path = save_sheets(tmp_path / "a.png", sheets, rate=4, lossless=True)
