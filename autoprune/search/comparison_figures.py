@@ -11,7 +11,7 @@ import numpy as np
 
 from autoprune.files import whole_file
 from autoprune.search.comparison_records import ComparedPolicy, Comparison
-from autoprune.search.moving_pictures import LOSSLESS_SIDE, picture, save_sheets, shown_frames
+from autoprune.search.moving_pictures import picture, save_sheets, shown_frames
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -119,7 +119,7 @@ def save_comparison_pictures(comparison: Comparison, path: Path) -> Path:
         for column, row in product(range(len(columns)), range(len(comparison.texts))):
             shown = picture(columns[column][row]).resize(side, Image.Resampling.LANCZOS)
             sheets[-1].paste(shown, (_left(column), top + row * (side[1] + _GAP)))
-    return save_sheets(path, sheets, rate=videos[0][1], lossless=max(height, width) <= LOSSLESS_SIDE)
+    return save_sheets(path, sheets, rate=videos[0][1], lossless=False)  # resized frames of many policies
 
 
 def _empty_sheet(comparison: Comparison, side: tuple[int, int]) -> tuple["Image", int]:
