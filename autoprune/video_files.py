@@ -5,6 +5,7 @@ PyAV, as its wheel brings FFmpeg along and needs no program. Both are imported w
 
 import os
 from fractions import Fraction
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,6 @@ from autoprune.errors import UserError
 from autoprune.files import whole_file
 
 SUFFIXES = (".webp", ".gif", ".mp4")
-_INSTALL = "install it with: pip install 'autoprune[video]'"
 _CRF = "10"  # of 0 to 51, less is better; players and benchmarks read yuv420p, which halves the resolution of colours
 _TICKS = 1_000_000  # a second
 
@@ -27,14 +27,19 @@ def write_video(path: str | os.PathLike, frames: Tensor | np.ndarray, fps: float
     another suffix, for sides that .mp4 cannot hold (odd ones), and where Pillow or PyAV is not installed.
     """
     path, pixels = Path(path), _pixels(frames)
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise UserError(f"a video must end in {', '.join(SUFFIXES)}, got {str(path)!r}; choose another name.")
-    if suffix == ".mp4":
-        _write_mp4(path, pixels, fps)
-    else:
-        _write_animation(path, pixels, fps)
+    check_video_name(path)
+    (_write_mp4 if path.suffix.lower() == ".mp4" else _write_animation)(path, pixels, fps)
     return path
+
+
+def check_video_name(path: str | os.PathLike) -> None:
+    """Raises UserError for a name of another suffix, and where what writes it is not installed."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in SUFFIXES:
+        raise UserError(f"a video must end in {', '.join(SUFFIXES)}, got {os.fspath(path)!r}; choose another name.")
+    package, module = ("PyAV", "av") if suffix == ".mp4" else ("Pillow", "PIL")
+    if find_spec(module) is None:
+        raise UserError(f"a video as {suffix} needs {package}, which is not installed; pip install 'autoprune[video]'.")
 
 
 def _pixels(frames: Tensor | np.ndarray) -> np.ndarray:
@@ -46,10 +51,8 @@ def _pixels(frames: Tensor | np.ndarray) -> np.ndarray:
 
 
 def _write_animation(path: Path, pixels: np.ndarray, fps: float) -> None:
-    try:
-        from PIL import Image
-    except ImportError:
-        raise UserError(f"a video as {path.suffix} needs Pillow, which is not installed; {_INSTALL}.") from None
+    from PIL import Image
+
     first, *rest = map(Image.fromarray, pixels)
     options = {"lossless": True} if path.suffix.lower() == ".webp" else {}
     with whole_file(path) as temporary:
@@ -57,10 +60,8 @@ def _write_animation(path: Path, pixels: np.ndarray, fps: float) -> None:
 
 
 def _write_mp4(path: Path, pixels: np.ndarray, fps: float) -> None:
-    try:
-        import av
-    except ImportError:
-        raise UserError(f"a video as {path.suffix} needs PyAV, which is not installed; {_INSTALL}.") from None
+    import av
+
     height, width = pixels.shape[1:3]
     if height % 2 or width % 2:
         raise UserError(f"the sides of an .mp4 must be even, got {height} x {width}; write {path.stem}.webp.")

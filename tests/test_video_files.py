@@ -61,7 +61,7 @@ def test_what_cannot_be_written_is_one_sentence(tmp_path: Path, monkeypatch: pyt
         write_video(tmp_path / "a.avi", clip(), 8)
     for package, name in (("PIL", "a.webp"), ("av", "a.mp4")):
         monkeypatch.setitem(sys.modules, package, None)
-        with pytest.raises(UserError, match=r"is not installed; install it with: pip install 'autoprune\[video\]'\.$"):
+        with pytest.raises(UserError, match=r"is not installed; pip install 'autoprune\[video\]'\.$"):
             write_video(tmp_path / name, clip(), 8)
     assert not list(tmp_path.iterdir())
 
