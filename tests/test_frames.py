@@ -36,7 +36,7 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> MetricContext:
 def test_pairs_are_compared_in_every_frame_and_the_worst_is_a_part(name: str, context: MetricContext) -> None:
     side = METRICS[name].info.least_side + 16
     dense = noise(2, 3, 3, side, side)
-    videos = (dense + torch.tensor([0.0, 0.1, 0.4]).view(3, 1, 1) * (noise(2, 3, 3, side, side, seed=1) - 0.5)).clamp(0, 1)
+    videos = (dense + torch.tensor([0.05, 0.1, 0.4]).view(3, 1, 1) * (noise(2, 3, 3, side, side, seed=1) - 0.5)).clamp(0, 1)
     metric = METRICS[name](context)
     alone = [metric.measure(ImageBatch(videos[:, :, frame], PROMPTS, dense=dense[:, :, frame])).tolist() for frame in range(3)]
     found = metric.measure(ImageBatch(videos, PROMPTS, dense=dense))
@@ -47,6 +47,17 @@ def test_pairs_are_compared_in_every_frame_and_the_worst_is_a_part(name: str, co
     plain = {"psnr": psnr, "ssim": ssim, "ms_ssim": ms_ssim}
     if name in plain:
         np.testing.assert_allclose(plain[name](videos, dense), found[:, 0], rtol=1e-5)
+
+
+def test_frames_equal_to_dense_have_no_psnr_and_do_not_count() -> None:
+    dense = 0.5 * noise(2, 3, 5, 8, 8)
+    videos = dense.clone()
+    videos[0, :, 2:] += torch.tensor([0.1, 0.01, 0.001]).view(3, 1, 1)  # 20, 40 and 60 dB
+    found = METRICS["psnr"](MetricContext(CPU)).measure(ImageBatch(videos, PROMPTS, dense=dense))
+    np.testing.assert_allclose(found, [[40, 20], [100, 100]], atol=1e-3)
+    np.testing.assert_allclose(psnr(videos, dense), found[:, 0])
+    videos[1, 0, 3, 0, 0] = torch.nan
+    assert psnr(videos, dense)[1] == 0, "a broken frame is not left out"
 
 
 def test_long_videos_are_compared_some_frames_at_a_time() -> None:

@@ -21,11 +21,14 @@ def by_frame(compare: Callable[[Tensor, Tensor], Tensor], images: Tensor, dense:
     return torch.cat([compare(own, other) for own, other in pairs]).reshape(len(images), -1)
 
 
-def with_worst(found: Tensor, *, lower: bool) -> np.ndarray:
-    """Returns the means of numbers [B, F] of frames, float64 [B], of videos [B, 2] with the worst frame's after it."""
-    found = found.double().cpu()
+def with_worst(found: Tensor, *, lower: bool, whole: Tensor | None = None) -> np.ndarray:
+    """Returns float64 [B] for numbers [B, 1] of images, and for those of frames, [B, F], [B, 2]: what counts for the `whole`
+    video, by default the mean, and the worst frame's.
+    """
+    if found.shape[1] == 1:
+        return found[:, 0].double().cpu().numpy()
     worst = found.amax(1) if lower else found.amin(1)
-    return (torch.stack([found.mean(1), worst], 1) if found.shape[1] > 1 else found[:, 0]).numpy()
+    return torch.stack([found.double().mean(1) if whole is None else whole.double(), worst.double()], 1).cpu().numpy()
 
 
 def seen_frames(images: Tensor) -> Tensor:

@@ -17,9 +17,10 @@ MS_SSIM_SIDE = 176  # five scales, each half of the one before, and windows of 1
 def psnr(images: Tensor, dense: Tensor) -> Tensor:
     """Returns the PSNR in dB of images [B, 3, H, W] in [0, 1], float32 [B]; identical ones have IDENTICAL_PSNR.
 
-    Of videos [B, 3, F, H, W] it is the mean over frames, as those of SSIM and MS-SSIM are.
+    Of videos [B, 3, F, H, W] it is the mean over frames, as those of SSIM and MS-SSIM are, but over those that differ: some
+    may be equal bit by bit (a first frame that nothing prunes), and IDENTICAL_PSNR would count for far more than they do.
     """
-    return by_frame(_psnr, images, dense).mean(1).cpu()
+    return _over_differing(by_frame(_psnr, images, dense)).cpu()
 
 
 def ssim(images: Tensor, dense: Tensor) -> Tensor:
@@ -41,7 +42,8 @@ class Psnr:
         pass
 
     def measure(self, batch: ImageBatch) -> np.ndarray:
-        return with_worst(by_frame(_psnr, batch.images, batch.dense), lower=False)
+        found = by_frame(_psnr, batch.images, batch.dense)
+        return with_worst(found, lower=False, whole=_over_differing(found))
 
 
 class Ssim:
@@ -75,6 +77,13 @@ def _psnr(images: Tensor, dense: Tensor) -> Tensor:
 
     found = peak_signal_noise_ratio(images.float(), dense.float(), data_range=1.0, reduction="none", dim=(1, 2, 3))
     return torch.nan_to_num(found, posinf=IDENTICAL_PSNR).clamp(max=IDENTICAL_PSNR)
+
+
+def _over_differing(found: Tensor) -> Tensor:
+    """Returns the means [B] of PSNR [B, F] over frames that are not identical, IDENTICAL_PSNR where all are."""
+    differ = found != IDENTICAL_PSNR
+    count = differ.sum(1)
+    return torch.where(count > 0, (found * differ).sum(1) / count.clamp(min=1), IDENTICAL_PSNR)
 
 
 def _ssim(images: Tensor, dense: Tensor) -> Tensor:
