@@ -77,7 +77,7 @@ class External:
     def _write(self, path: Path, image: Tensor) -> None:
         """Writes an image [3, H, W] or a video [3, F, H, W] in [0, 1]."""
         if self._recipe.videos:
-            write_video(path, image, self._recipe.fps)
+            write_video(path, image, self._recipe.fps, full_colour=True)
             return
         from PIL import Image
 
