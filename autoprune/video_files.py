@@ -23,8 +23,8 @@ _TICKS = 1_000_000  # a second
 def write_video(path: str | os.PathLike, frames: Tensor | np.ndarray, fps: float, *, full_colour: bool = False) -> Path:
     """Writes frames, uint8 [F, H, W, 3] or float [3, F, H, W] in [0, 1], shown `fps` a second, and returns the path.
 
-    An .mp4 has colours at half the resolution (yuv420p), as all players want it. `full_colour` keeps them (yuv444p), for readers
-    that build on FFmpeg: of rendered scenes of 64 x 64 pixels 47 dB remain in place of 33.
+    An .mp4 has colours at half the resolution (yuv420p), as all players want it; `full_colour` keeps them (yuv444p), for
+    programs that build on FFmpeg: of rendered scenes of 64 x 64 pixels 47 dB remain in place of 33.
     .webp and .gif show equal neighbours as one longer frame, and know time in steps of 1 and 10 ms. Raises UserError for
     another suffix, for sides that .mp4 cannot hold (odd ones), and where Pillow or PyAV is not installed.
     """
