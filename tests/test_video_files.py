@@ -45,14 +45,14 @@ def test_gif_has_all_frames_in_few_colours(tmp_path: Path) -> None:
     assert durations == [100] * 6 and np.abs(pixels.astype(int) - bytes_of(clip())).mean() < 6
 
 
-@pytest.mark.parametrize("fps", [16, 29.97])
-def test_mp4_is_close_in_every_frame(tmp_path: Path, fps: float) -> None:
+@pytest.mark.parametrize(("fps", "full", "layout", "levels"), [(16, False, "yuv420p", 3), (29.97, True, "yuv444p", 1.5)])
+def test_mp4_is_close_in_every_frame(tmp_path: Path, fps: float, full: bool, layout: str, levels: float) -> None:
     av = pytest.importorskip("av")
-    with av.open(write_video(tmp_path / "a.mp4", clip(), fps)) as container:
+    with av.open(write_video(tmp_path / "a.mp4", clip(), fps, full_colour=full)) as container:
         stream = container.streams.video[0]
         pixels = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(stream)])
-        assert float(stream.average_rate) == pytest.approx(fps) and stream.codec_context.pix_fmt == "yuv420p"
-    assert pixels.shape == (6, 48, 64, 3) and np.abs(pixels.astype(int) - bytes_of(clip())).mean() < 3
+        assert float(stream.average_rate) == pytest.approx(fps) and stream.codec_context.pix_fmt == layout
+    assert pixels.shape == (6, 48, 64, 3) and np.abs(pixels.astype(int) - bytes_of(clip())).mean() < levels
     assert np.abs(pixels[0].astype(int) - bytes_of(clip())[5]).mean() > 6, "the order of frames is kept"
 
 
