@@ -55,11 +55,13 @@ def read_arguments(kind: type[Choices], arguments: Sequence[str], *, usage: str)
 
 
 def _converted(kind: object, key: str, value: str) -> object:
-    if kind is int and not value.lstrip("-").isdigit():
-        raise UserError(f"{key} must be a whole number, got {value!r}.")
+    if kind in (int, int | None):
+        if not value.lstrip("-").isdigit():
+            raise UserError(f"{key} must be a whole number, got {value!r}.")
+        return int(value)
     if kind in (float, float | None):
         try:
             return float(value)
         except ValueError:
             raise UserError(f"{key} must be a number, got {value!r}.") from None
-    return int(value) if kind is int else value
+    return value

@@ -1,4 +1,4 @@
-"""`python -m autoprune.generate`: one image with a policy file, and what the policy is worth on this machine.
+"""`python -m autoprune.generate`: one image or video with a policy file, and what the policy is worth on this machine.
 
 Run as a module only; in Python, `autoprune.generate` is the function.
 """
@@ -20,6 +20,7 @@ from autoprune.generation import generate
 from autoprune.measure.latency import interleaved
 from autoprune.policy import Policy
 from autoprune.production import doubts
+from autoprune.video_files import SUFFIXES, check_video_name, write_video
 
 _USAGE = 'python -m autoprune.generate policy=FILE prompt="a red circle left of a blue square"'
 
@@ -29,8 +30,9 @@ class Choices:
     """The command line. `runs` generations with the policy and as many dense ones are timed.
 
     `text` is the folder of a text encoder; guidance and temperature default to the authors'. `h_div_w` picks the nearest
-    aspect ratio and `frames` the length of a video; the policy's decisions are taken over to them. A video is written as one
-    numbered PNG a frame.
+    aspect ratio and `frames` the length of a video; the policy's decisions are taken over to them. `output` is image.png, or
+    video.webp for videos, unless it says otherwise: .webp, .gif and .mp4 are one file that moves, .png is one a frame,
+    numbered.
     """
 
     policy: str
@@ -44,7 +46,7 @@ class Choices:
     negative: str = ""
     h_div_w: float | None = None
     frames: int | None = None
-    output: str = "image.png"
+    output: str = ""
     runs: int = 7
 
     def __post_init__(self) -> None:
@@ -65,6 +67,7 @@ def _generate(choices: Choices) -> str:
     if choices.h_div_w is not None or choices.frames is not None:
         policy = policy.for_schedule(backbone.scale_schedule())
     policy.check_prunes()
+    target = _target(choices.output, video=(backbone.sampling.frames or 1) > 1)
     for doubt in doubts(policy, backbone, batch=1):
         print(f"autoprune: {doubt}", file=sys.stderr)
 
@@ -72,7 +75,7 @@ def _generate(choices: Choices) -> str:
         return generate(backbone, [choices.prompt], policy=chosen, seed=choices.seed)
 
     image = run(policy)[0]
-    path = write_pictures(Path(choices.output), image)
+    path = write_pictures(target, image, backbone.frame_rate)
     runs = {"dense": lambda: run(None), "pruned": lambda: run(policy)}
     timings = interleaved(runs, rounds=choices.runs, warm_up=1, device=backbone.device)
     dense, pruned = timings["dense"].median, timings["pruned"].median
@@ -82,17 +85,28 @@ def _generate(choices: Choices) -> str:
     )
 
 
-def write_pictures(path: Path, image: Tensor) -> Path:
-    """Writes an image [3, H, W], or the frames of a video [3, F, H, W] beside each other; returns the first file."""
-    if image.dim() == 3:
-        return _write(path, png(image))
-    frames = enumerate(image.unbind(1))
-    return [_write(path.with_stem(f"{path.stem}-{number:03}"), png(frame)) for number, frame in frames][0]
+def _target(output: str, *, video: bool) -> Path:
+    """Returns where to write. Raises UserError for a suffix that is not known, and for one that a package is missing for."""
+    path = Path(output or ("video.webp" if video else "image.png"))
+    known = (".png", *(SUFFIXES if video else ("",)))
+    if path.suffix.lower() not in known:
+        what = f"{', '.join(known)} for a video" if video else ".png for an image"
+        raise UserError(f"output must end in {what}, got {output!r}; choose another name.")
+    if path.suffix.lower() in SUFFIXES:
+        check_video_name(path)
+    return path
 
 
-def _write(path: Path, content: bytes) -> Path:
+def write_pictures(path: Path, image: Tensor, frame_rate: float) -> Path:
+    """Writes an image [3, H, W] as a PNG, a video [3, F, H, W] by the suffix of `path`: one file, or for .png one beside the
+    other a frame. Returns the first file."""
     try:
-        return write_whole(path, content)
+        if image.dim() == 3:
+            return write_whole(path, png(image))
+        if path.suffix.lower() != ".png":
+            return write_video(path, image, frame_rate)
+        frames = enumerate(image.unbind(1))
+        return [write_whole(path.with_stem(f"{path.stem}-{number:03}"), png(frame)) for number, frame in frames][0]
     except OSError as error:
         raise UserError(f"output {str(path)!r} cannot be written ({error.strerror}); choose another file.") from None
 

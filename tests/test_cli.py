@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageSequence
 
 import autoprune
 from autoprune import Policy
@@ -44,6 +44,50 @@ def test_generate_writes_the_policys_image_and_prints_the_speed_up(tmp_path, pol
     assert (shown - expected.cpu()).abs().max() < 0.02
 
 
+@pytest.fixture
+def video_policy_file(tmp_path):
+    backbone = autoprune.load_backbone("tiny_video", weights="random")
+    return Policy(backbone.name, backbone.depth, backbone.scale_schedule(), skip_last=1).save(tmp_path / "policy.json")
+
+
+VIDEO = ("backbone=tiny_video", "weights=random", "prompt=a red circle moving left", "runs=1")
+
+
+def test_generate_writes_a_video_as_one_file_that_moves(command, video_policy_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert command.main([f"policy={video_policy_file}", *VIDEO]) == 0
+    assert capsys.readouterr().out.startswith("video.webp: ")
+    backbone = autoprune.load_backbone("tiny_video", weights="random")
+    expected = autoprune.generate(backbone, ["a red circle moving left"], policy=Policy.load(video_policy_file))[0]
+    with Image.open("video.webp") as moving:
+        frames = [np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(moving)]
+        assert moving.info["duration"] == 125
+    shown = torch.from_numpy(np.stack(frames)).permute(3, 0, 1, 2) / 255
+    assert shown.shape == (3, 9, 64, 64) and (shown - expected.cpu()).abs().max() < 0.02
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["output=a.avi"], "output must end in .png, .webp, .gif, .mp4 for a video, got 'a.avi'; choose another name."),
+        (["output=a.gif", "frames=1"], "output must end in .png for an image, got 'a.gif'; choose another name."),
+        (
+            ["output=a.mp4"],
+            "a video as .mp4 needs PyAV, which is not installed; pip install 'autoprune[video]'.",
+        ),
+    ],
+)
+def test_generate_refuses_a_file_that_it_cannot_write_before_it_reads_the_prompt(
+    command, video_policy_file, monkeypatch, capsys, arguments, sentence
+):
+    monkeypatch.setitem(sys.modules, "av", None)
+    if "frames=1" in arguments:
+        backbone = autoprune.load_backbone("tiny_video", weights="random").sampled(frames=1)
+        Policy(backbone.name, backbone.depth, backbone.scale_schedule(), skip_last=1).save(video_policy_file)
+    assert command.main([f"policy={video_policy_file}", *VIDEO[:2], "prompt=a purple dog", *arguments]) == 2
+    assert capsys.readouterr().err.strip().endswith(sentence)
+
+
 def test_png_is_read_back_by_another_library(command):
     image = torch.rand(3, 5, 9, generator=torch.Generator().manual_seed(0))
     read = np.asarray(Image.open(io.BytesIO(command.png(image))))
@@ -62,6 +106,7 @@ def test_png_is_read_back_by_another_library(command):
         (["policy=FILE", "prompt=a purple dog"], "the embedded text encoder knows a closed vocabulary, got 'purple', 'dog'"),
         (["policy=FILE", "prompt=circle", "runs=0"], "runs must be at least 1, got 0."),
         (["policy=FILE", "prompt=circle", "output=/dev/null/x.png", "runs=1"], "output '/dev/null/x.png' cannot be written"),
+        (["policy=FILE", "prompt=circle", "output=a.jpg"], "output must end in .png for an image, got 'a.jpg'; choose "),
         (["policy=TRUNCATED", "prompt=circle"], "TRUNCATED is not complete JSON"),
         (["policy=EDITED", "prompt=circle"], "EDITED was edited or damaged"),
         (["policy=NOTHING", "prompt=circle"], "a policy must change something on its schedule, 'none' runs every token of "),

@@ -5,12 +5,13 @@ import signal
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from matplotlib.transforms import Bbox
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from autoprune import compare as command
 from autoprune.backbones import Sampling, load_backbone
@@ -19,7 +20,7 @@ from autoprune.policy import Policy
 from autoprune.pruning.plan import compile_plan
 from autoprune.rules import BranchRule, ScalePruning, StopRule
 from autoprune.search.comparison import ComputedTokens, compare, computed_tokens, share_computed
-from autoprune.search.comparison_figures import place_boxes
+from autoprune.search.comparison_figures import place_boxes, save_comparison_pictures
 from autoprune.search.comparison_records import ComparisonSettings, file_candidates, preset_candidates
 from autoprune.search.comparison_report import comparison_table, write_comparison
 from autoprune.search.progress import NullProgress, RichProgress
@@ -141,6 +142,22 @@ def test_two_presets_and_a_file_are_measured_alike_and_written(backbone, policy_
     assert "`the command`" in text and "- one is missing." in text and comparison_table(comparison).row_count == 4
     assert np.asarray(Image.open(paths[2])).std() > 0
     assert np.asarray(Image.open(paths[3])).shape[1] > 4 * 160
+
+
+def test_pictures_of_videos_move_under_the_names_of_their_policies(tmp_path):
+    red, green = torch.zeros(2, 3, 2, 16, 32), torch.zeros(2, 3, 2, 16, 32)
+    red[1, 0, 1], green[0, 1, 0] = 1.0, 1.0
+    comparison = SimpleNamespace(pictures={"dense": red, "mine": green}, texts=("one", "two"), frame_rate=8.0)
+    path = save_comparison_pictures(comparison, tmp_path / "comparison-pictures.png")
+    assert path == tmp_path / "comparison-pictures.webp"
+    with Image.open(path) as moving:
+        sheets = [np.asarray(sheet.convert("RGB")) for sheet in ImageSequence.Iterator(moving)]
+        assert moving.info["duration"] == 125
+    height, width = sheets[0].shape[:2]
+    corners = [(height - 48 - row * 88, width - 88 - column * 168) for row in (1, 0) for column in (1, 0)]
+    shown = np.array([[sheet[corner] for corner in corners] for sheet in sheets])
+    expected = [[(0, 0, 0), (0, 255, 0), (0, 0, 0), (0, 0, 0)], [(0, 0, 0), (0, 0, 0), (255, 0, 0), (0, 0, 0)]]
+    np.testing.assert_allclose(shown, expected, atol=8)
 
 
 def test_fidelity_is_that_of_the_same_prompts_and_noise_generated_directly(backbone, policy_file):

@@ -175,6 +175,31 @@ def test_images_too_small_for_a_metric_are_said_in_the_first_batch(backbone) -> 
         GenerationEvaluator(backbone, small).dense()
 
 
+def test_videos_are_measured_over_time_and_the_worst_frame_is_a_part() -> None:
+    videos = load_backbone("tiny_video", weights="random", dtype="float32")
+    quality = QualitySettings("motion", 2, 2, metrics=("psnr", "ssim", "temporal_error", "flicker"))
+    evaluator = GenerationEvaluator(videos, replace(settings(), quality=quality))
+    assert evaluator.dense().loss == pytest.approx(0, abs=1e-6)
+    short = Policy("tiny_video", videos.depth, videos.scale_schedule(), skip_last=1)
+    trial = evaluator.evaluate(short, stop=never).measurement
+    assert 0 < trial.loss < 1 and 0 < trial.psnr < 60, "frames equal to dense, which nothing prunes, do not count"
+    measured = evaluator.validate(
+        {"p": short, "same": Policy("tiny_video", videos.depth, videos.scale_schedule())}, step=lambda: True
+    )
+    for name, worse in (("psnr", -1), ("ssim", -1), ("temporal_error", 1), ("flicker", 1)):
+        value = measured["p"].metrics[name]
+        assert len(value.parts) == 1 and worse * (value.parts[0] - value.value) > 0
+    metrics = measured["same"].metrics
+    assert [metrics[name].value for name in quality.metrics] == pytest.approx([100, 1, 0, 0])
+    assert measured["p"].psnr == pytest.approx(measured["p"].metrics["psnr"].value)
+
+
+def test_images_have_no_metric_over_time_which_is_said_in_the_first_batch(backbone) -> None:  # noqa: ANN001
+    moving = replace(settings(), quality=QualitySettings(prompts=2, held_out_prompts=2, metrics=("flicker",)))
+    with pytest.raises(UserError, match="^metric flicker needs videos of at least 3 frames, got images; leave it out of "):
+        GenerationEvaluator(backbone, moving).dense()
+
+
 def test_comparing_beside_the_next_generation_changes_no_measurement(backbone) -> None:  # noqa: ANN001
     pruned = policy_for(backbone, scales={6: ScalePruning(0.5, 5)}, guidance=BranchRule("cond", 5))
     adaptive = policy_for(backbone, guidance=BranchRule("adaptive", 4, threshold=1e9))

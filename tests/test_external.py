@@ -17,7 +17,7 @@ from autoprune.measure.metrics.contract import ImageBatch, MetricContext
 from autoprune.measure.metrics.external import External
 from autoprune.measure.metrics.external_program import read_scores, run_program
 from autoprune.measure.metrics.external_recipe import Recipe
-from autoprune.measure.metrics.suite import MetricSuite, check_metrics
+from autoprune.measure.metrics.suite import MetricSuite, check_metrics, check_shape
 
 BRIGHTNESS = """
 import json, pathlib, subprocess, sys, time
@@ -231,6 +231,43 @@ def test_images_are_whole_png_files(tmp_path: Path) -> None:
     external.resolved(external.measure(ImageBatch(image, ["x"])))
     kept = torch.from_numpy(np.array(Image.open(tmp_path / "kept.png"))).permute(2, 0, 1)
     assert torch.equal(kept, (image[0] * 255).round().byte()) and os.listdir(external._folder.name) == []
+
+
+WATCH = """
+import json, sys
+import numpy as np
+from PIL import Image, ImageSequence
+for one in [json.loads(line) for line in open(sys.argv[2])]:
+    with Image.open(sys.argv[1] + "/" + one["image"]) as video:
+        frames = [np.array(frame.convert("RGB")) for frame in ImageSequence.Iterator(video)]
+        scores = {"frames": len(frames), "last": int(frames[-1][0, 0, 0]), "milliseconds": video.info["duration"]}
+    print(json.dumps({"image": one["image"], "scores": scores}), file=open(sys.argv[3], "a"))
+"""
+
+
+def test_videos_are_whole_files_of_the_recipes_kind_and_speed(tmp_path: Path) -> None:
+    (tmp_path / "watch.py").write_text(WATCH)
+    dimensions = ["frames", "last", "milliseconds"]
+    options = {"command": "{python} {here}/watch.py {images} {prompts} {output}", "dimensions": dimensions}
+    external = metric(tmp_path, "", **options, videos=".webp", fps=8)
+    videos = torch.arange(0, 100, 10).view(2, 1, 5, 1, 1).expand(2, 3, 5, 8, 8) / 255
+    found = external.resolved(external.measure(ImageBatch(videos, ["a", "b"])))
+    assert found[:, 1:].tolist() == [[5, 40, 125], [5, 90, 125]] and os.listdir(external._folder.name) == []
+
+
+def test_programs_get_what_they_are_made_for_or_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    metric(tmp_path, "")
+    given = {"external": tmp_path / "light.yaml", "python": Path(sys.executable)}
+    check_shape(["external"], (1, 3, 8, 8), given)
+    with pytest.raises(UserError, match=r"^metric external takes images only, got videos of 9 frames; leave it out of "):
+        check_shape(["external"], (1, 3, 9, 8, 8), given)
+    with pytest.raises(UserError, match=r"^external recipe light must have videos out of \.webp, .* got '\.avi' and 16"):
+        metric(tmp_path, "", videos=".avi")
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(
+        UserError, match=r"^a video as \.mp4 needs PyAV, which is not installed; pip install 'autoprune\[video\]'\.$"
+    ):
+        metric(tmp_path, "", videos=".mp4")
 
 
 def test_no_shell_sees_what_is_in_paths_and_prompts(tmp_path: Path) -> None:

@@ -97,8 +97,8 @@ def test_every_recipe_reads_and_asks_for_what_it_needs(name: str) -> None:
         External(MetricContext(CPU, {"external": RECIPES[name]}))
 
 
-def test_five_benchmarks_have_recipes() -> None:
-    assert set(RECIPES) == {"dpg_bench", "geneval_original", "hpsv2", "hpsv3", "vbench"}
+def test_six_benchmarks_have_recipes() -> None:
+    assert set(RECIPES) == {"dpg_bench", "geneval_original", "hpsv2", "hpsv3", "vbench", "vbench_video"}
 
 
 def test_geneval_gets_its_folders_and_each_image_its_verdict(tmp_path: Path) -> None:
@@ -132,3 +132,23 @@ def test_vbench_gives_both_dimensions_in_0_to_1(tmp_path: Path, monkeypatch: pyt
     metric = external("vbench", vbench_cache=tmp_path)
     found = metric.resolved(metric.measure(pictures([{}, {}])))
     np.testing.assert_allclose(found, [[0.6, 0.5, 0.7]] * 2)
+
+
+def test_vbench_gives_seven_dimensions_of_videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("av")
+    written(tmp_path / "vbench" / "__init__.py", "")
+    written(tmp_path / "vbench" / "utils.py", VBENCH)
+    values = {name: 0.1 * index for index, name in enumerate(Recipe.read(RECIPES["vbench_video"]).dimensions)}
+    assert len(values) == 7
+    for name, value in values.items():
+        given = {"dynamic_degree": True, "imaging_quality": 100 * value}.get(name, value)
+        written(tmp_path / "vbench" / f"{name}.py", PART.format(name, given))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    metric = external("vbench_video", vbench_cache=tmp_path)
+    videos = pictures([{}, {}])
+    videos = ImageBatch(videos.images[:, :, None].expand(2, 3, 4, 8, 8), videos.prompts, videos.details)
+    parts = [*(values | {"dynamic_degree": 1.0}).values()]
+    np.testing.assert_allclose(metric.resolved(metric.measure(videos)), [[np.mean(parts), *parts]] * 2)
+    metric.info.check(videos.images.shape)
+    with pytest.raises(UserError, match="metric external needs videos of at least 2 frames, got images"):
+        metric.info.check((2, 3, 8, 8))

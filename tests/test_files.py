@@ -26,7 +26,8 @@ JUSTIFIED = {
     "search/export.py": "policy.save",
     "search/folder.py": "(self.path / 'study.lock').open",  # a lock, empty
     "search/journal_file.py": "self._guard.open self._path.open",  # a lock; appended under it
-    "search/report_page.py": "image.save",  # to memory
+    "search/report_page.py": "film.save",  # to memory
+    "search/tracking.py": "grid.save",  # to memory
     "search/workers.py": "self.log.open",  # a log, appended to
     "measure/memory.py": "_CLEAR_REFS.write_text",  # a switch of the kernel
     "measure/metrics/external.py": "Image.fromarray(pixels).save",  # a temporary folder of its own

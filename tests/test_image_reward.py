@@ -148,6 +148,13 @@ def test_prompts_are_cut_at_35_tokens(weights: dict[str, Path]) -> None:
     assert cut == long != shorter
 
 
+def test_the_reward_of_a_video_is_the_mean_over_its_frames(weights: dict[str, Path]) -> None:
+    metric, frames = ImageReward(MetricContext(CPU, weights)), images(6)
+    alone = metric.measure(ImageBatch(frames, [PROMPTS[0]] * 3 + [PROMPTS[1]] * 3)).reshape(2, 3)
+    video = metric.measure(ImageBatch(frames.unflatten(0, (2, 3)).transpose(1, 2), PROMPTS[:2]))
+    np.testing.assert_allclose(video, alone.mean(1), rtol=1e-4)
+
+
 def test_the_folder_of_the_file_will_do(weights: dict[str, Path]) -> None:
     batch, folder = ImageBatch(images(1), PROMPTS[:1]), weights | {"image_reward": weights["image_reward"].parent}
     whole, file = (ImageReward(MetricContext(CPU, given)).measure(batch) for given in (folder, weights))

@@ -12,6 +12,7 @@ LEVELS = dict.fromkeys(
     (
         "errors",
         "files",
+        "video_files",
         "clips",
         "noise",
         "rules",
@@ -39,7 +40,7 @@ LEVELS |= {
 COMMANDS = ("generate", "bench", "calibrate", "calibrate_proxy", "compare", "production", "storage_proxy", "verify", "__main__")
 LEVELS |= dict.fromkeys(COMMANDS, 5)
 SEARCH_PACKAGES = ("optuna", "hydra", "omegaconf", "wandb", "torchmetrics", "pydantic", "rich", "PIL", "matplotlib")
-SEARCH_PACKAGES += ("sklearn", "scipy", "threadpoolctl", "transformers")
+SEARCH_PACKAGES += ("sklearn", "scipy", "threadpoolctl", "transformers", "av")
 
 
 def imported(tree: ast.AST) -> set[str]:

@@ -185,11 +185,11 @@ def test_a_policy_for_another_schedule_is_refused() -> None:
 
 def test_a_video_is_written_frame_by_frame(tmp_path: Path, command: ModuleType) -> None:
     video = torch.rand(3, 3, 4, 5)
-    first = command.write_pictures(tmp_path / "clip.png", video)
+    first = command.write_pictures(tmp_path / "clip.png", video, 16)
     assert first.name == "clip-000.png"
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["clip-000.png", "clip-001.png", "clip-002.png"]
     assert (tmp_path / "clip-002.png").read_bytes() == command.png(video[:, 2])
-    assert command.write_pictures(tmp_path / "still.png", video[:, 0]).read_bytes() == command.png(video[:, 0])
+    assert command.write_pictures(tmp_path / "still.png", video[:, 0], 16).read_bytes() == command.png(video[:, 0])
 
 
 def test_decoding_at_full_size_takes_as_much_memory_for_five_seconds_as_for_one() -> None:

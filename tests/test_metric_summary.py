@@ -13,7 +13,7 @@ from autoprune.measure.metrics import METRICS, MetricContext
 from autoprune.measure.metrics.contract import KINDS, MetricInfo
 from autoprune.measure.metrics.discrepancy import Discrepancy, cubic
 from autoprune.measure.metrics.sets import Fid, Kid
-from autoprune.measure.metrics.suite import MetricSuite, check_metrics, check_size
+from autoprune.measure.metrics.suite import MetricSuite, check_metrics, check_shape
 from autoprune.measure.metrics.summary import MetricValue, of_images, of_sets
 from autoprune.measure.statistics import tango_interval
 
@@ -120,5 +120,5 @@ def test_what_is_missing_is_said_with_key_path_and_source(tmp_path: Path) -> Non
     with pytest.raises(UserError, match="^metric cmmd needs weights.cmmd_clip, but .*gone' does not exist; .*openai/clip"):
         check_metrics(["cmmd"], {"cmmd_clip": tmp_path / "gone"})
     with pytest.raises(UserError, match="at least 176 pixels a side for metric ms_ssim, got 128"):
-        check_size(["ssim", "ms_ssim"], 128)
+        check_shape(["ssim", "ms_ssim"], (2, 3, 128, 256), {})
     assert MetricSuite(["ssim", "psnr"], MetricContext(torch.device("cpu"))).measure_dense(None) == {}

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from example_study import policy, study_result
-from PIL import Image
+from PIL import Image, ImageSequence
 from rich.console import Console
 
 from autoprune.policy_text import schedule_lines
@@ -52,6 +52,24 @@ def test_the_picture_grid_shows_dense_policy_and_their_difference(tmp_path):
     middles = [[tuple(grid[height - 128 - row * 266, width - 138 - column * 266]) for column in (2, 1, 0)] for row in (1, 0)]
     assert middles[0] == [(255, 0, 0), (0, 0, 0), (255, 255, 255)]
     assert middles[1] == [(0, 0, 0), (51, 51, 51), (153, 153, 153)]
+
+
+def test_the_picture_grid_of_videos_moves_in_step(tmp_path):
+    dense, pruned = torch.zeros(1, 3, 3, 64, 64), torch.zeros(1, 3, 3, 64, 64)
+    for frame, green in enumerate((0.2, 0.6, 1.0)):
+        dense[:, 0, frame], pruned[:, 1, frame] = 1.0 - green, green
+    path = save_picture_grid(tmp_path / "grid.png", dense=dense, pruned=pruned, prompts=["one"], title="fast", rate=4)
+    assert path == tmp_path / "grid.webp" and list(tmp_path.iterdir()) == [path]
+    with Image.open(path) as moving:
+        sheets = [np.asarray(sheet.convert("RGB")) for sheet in ImageSequence.Iterator(moving)]
+        assert moving.info["duration"] == 250
+    height, width = sheets[0].shape[:2]
+    middles = [[tuple(sheet[height - 138, width - 138 - column * 266]) for column in (2, 1, 0)] for sheet in sheets]
+    assert middles == [
+        [(204, 0, 0), (0, 51, 0), (255, 255, 255)],
+        [(102, 0, 0), (0, 153, 0), (255, 255, 255)],
+        [(0, 0, 0), (0, 255, 0), (255, 255, 255)],
+    ]
 
 
 def test_the_table_has_a_row_a_tier_and_a_preset(tmp_path):

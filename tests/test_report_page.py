@@ -67,9 +67,11 @@ def example(folder: Path) -> StudyResult:
     return replace(result, front=tuple(front), dimensions=rows)
 
 
-def opened(browser: Chrome, page: Path, *, width: int = 1280, height: int = 900, scheme: str = "light") -> None:
+def opened(
+    browser: Chrome, page: Path, *, width: int = 1280, height: int = 900, scheme: str = "light", motion: str = ""
+) -> None:
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", sized(width, height))
-    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    features = [{"name": "prefers-color-scheme", "value": scheme}, {"name": "prefers-reduced-motion", "value": motion}]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
     browser.get(page.as_uri())
     assert find(browser, "#front svg .mark"), "the front is drawn"
@@ -148,6 +150,59 @@ def test_the_slider_goes_from_dense_over_policy_to_difference(browser, page):
     dense = next(each for each in find(browser, ".stops button") if each.text == "dense")
     dense.click()
     assert colour(picture) == (255, 0, 0) and dense.get_attribute("aria-pressed") == "true"
+
+
+GREYS = (0.2, 0.4, 0.6, 0.8, 1.0)
+
+
+@pytest.fixture
+def clip_page(tmp_path) -> Path:
+    """A page of one prompt's videos: five shades of red for dense, a policy adds green."""
+    result = example(tmp_path)
+    dense = torch.zeros(1, 3, len(GREYS), 48, 96)
+    dense[0, 0] = torch.tensor(GREYS)[:, None, None]
+    policies = {trial: dense + torch.tensor([0.0, green, 0.0]).view(3, 1, 1, 1) for trial, green in GREEN.items()}
+    pictures = Pictures([HOSTILE], dense, policies, 10.0)
+    return save_report_page(result, replace(details(result), pictures=pictures), tmp_path / "report.html")
+
+
+def test_videos_play_stand_still_and_are_slid_frame_by_frame(browser, clip_page):
+    opened(browser, clip_page)
+    find(browser, '[data-trial="7"]')[0].click()
+    (play,), (place,), (stack,) = find(browser, "#clip button"), find(browser, "#clip input"), find(browser, ".wall .stack")
+    assert play.text == "Play" and play.get_attribute("aria-pressed") == "true"
+    assert stack.size["width"] == 2 * stack.size["height"], "one frame is seen"
+    seen = set()
+    WebDriverWait(browser, 20, 0.13).until(lambda _: seen.add(place.get_attribute("value")) or len(seen) == len(GREYS))
+    play.click()
+    stopped = int(place.get_attribute("value"))
+    assert play.get_attribute("aria-pressed") == "false"
+    assert colour(stack) == (round(255 * GREYS[stopped]), 51, 0), "a policy's frame"
+    place.send_keys(Keys.HOME)
+    reds = []
+    for _ in GREYS:
+        reds.append(colour(stack))
+        place.send_keys(Keys.ARROW_RIGHT)
+    assert reds == [(round(255 * grey), 51, 0) for grey in GREYS]
+    find(browser, ".slider input")[0].send_keys(Keys.HOME)
+    assert colour(stack) == (255, 0, 0), "dense, the same frame"
+    find(browser, '[data-trial="5"]')[0].click()
+    (other,) = find(browser, ".wall .stack")
+    assert colour(other) == (255, 26, 0), "another tier goes on where this one stood"
+    play.click()
+    WebDriverWait(browser, 20).until(lambda _: place.get_attribute("value") != "4")
+    assert not complaints(browser) and requests(browser) <= {"file", "data", "chrome", "chrome-untrusted"}
+
+
+def test_videos_stand_still_for_who_wants_no_motion(browser, clip_page):
+    opened(browser, clip_page, motion="reduce")
+    assert find(browser, "#clip button")[0].get_attribute("aria-pressed") == "false"
+    assert find(browser, "#clip input")[0].get_attribute("value") == "0"
+
+
+def test_images_have_nothing_to_play(browser, page):
+    opened(browser, page)
+    assert not find(browser, "#clip")[0].is_displayed()
 
 
 def test_keys_go_from_point_to_point_and_hovering_shows_the_schedule(browser, page):

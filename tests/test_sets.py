@@ -1,6 +1,7 @@
 """FID, KID and CMMD against torchmetrics, scipy and naive loops, with small random networks read from files."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,10 +13,12 @@ from torchmetrics.image.kid import poly_mmd
 
 from autoprune.errors import UserError
 from autoprune.measure.metrics import METRICS, ImageBatch, MetricContext
-from autoprune.measure.metrics.discrepancy import Discrepancy, cubic, gaussian
+from autoprune.measure.metrics.discrepancy import Discrepancy, Kernel, cubic, gaussian
 from autoprune.measure.metrics.feature_network import load_network
+from autoprune.measure.metrics.frames import frames_of
 from autoprune.measure.metrics.frechet import deviations, frechet_distance
 from autoprune.measure.metrics.picture_input import PictureInput
+from autoprune.measure.metrics.summary import of_sets
 
 CPU = torch.device("cpu")
 RNG = np.random.default_rng(0)
@@ -154,6 +157,43 @@ def test_cmmd_is_the_published_formula_on_unit_clip_embeddings(clip, tmp_path) -
     assert found == pytest.approx([wanted], rel=1e-3) and wanted > 0
     reference = Discrepancy(gaussian, unbiased=False)
     assert 1000 * reference.to_reference(x, y, reference.within(y), everything(5)) == pytest.approx([wanted], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["fid", "kid", "cmmd"])
+def test_sets_of_videos_are_the_sets_of_their_frames(name: str, script: Path, clip: Path) -> None:
+    metric = METRICS[name](MetricContext(CPU, {"feature_network": script, "cmmd_clip": clip}))
+    pair = torch.rand(6, 3, 3, 24, 24), torch.rand(6, 3, 3, 24, 24) ** 1.5
+    own, dense = (metric.measure(batch(videos)) for videos in pair)
+    frames = [metric.measure(batch(frames_of(videos))) for videos in pair]
+    assert own.shape[:2] == (6, 3)
+    np.testing.assert_allclose(own.reshape(18, -1), frames[0], rtol=1e-4, atol=1e-6)
+    rows = np.array([0, 2, 5])
+    places = (3 * rows[:, None] + np.arange(3)).ravel()
+    expected = metric.distances(*frames, [np.arange(18), places])
+    if name != "kid":  # without the pairs of frames of one video
+        np.testing.assert_allclose(metric.distances(own, dense, [np.arange(6), rows]), expected, rtol=1e-3)
+    value = of_sets(metric, own, dense)
+    assert value.n == 6 and value.interval[0] < value.value < value.interval[1]
+    same = metric.distances(own, own, [np.arange(6)])
+    assert same == pytest.approx([0], abs=1e-6)
+
+
+@pytest.mark.parametrize("kernel", [cubic, gaussian])
+@pytest.mark.parametrize("unbiased", [True, False])
+def test_the_kernel_of_two_videos_is_the_mean_over_their_frames(kernel: Kernel, unbiased: bool) -> None:
+    rng = np.random.default_rng(0)
+    x, y, reference = rng.normal(size=(5, 2, 4)), rng.normal(0.3, 1, (5, 2, 4)), rng.normal(size=(7, 4))
+    pairs = [(i, j) for i in range(5) for j in range(5) if i != j or not unbiased]
+
+    def mean(a: np.ndarray, b: np.ndarray) -> float:
+        return np.mean([kernel(a[i, s][None], b[j, t][None])[0, 0] for i, j in pairs for s in range(2) for t in range(2)])
+
+    distance = Discrepancy(kernel, unbiased)
+    assert distance.of_pairs(x, y, [np.arange(5)]) == pytest.approx([mean(x, x) + mean(y, y) - 2 * mean(x, y)])
+    cross = np.mean([kernel(x[i, s][None], row[None])[0, 0] for i in range(5) for s in range(2) for row in reference])
+    within = distance.within(reference)
+    found = distance.to_reference(x, reference, within, [np.arange(5)])
+    assert found == pytest.approx([mean(x, x) + within - 2 * cross])
 
 
 def test_a_folder_of_another_vision_transformer_gives_its_first_token(tmp_path) -> None:  # noqa: ANN001

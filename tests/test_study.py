@@ -1,5 +1,6 @@
 """The ask/tell loop on the real journal, with an evaluator that computes its numbers instead of generating images."""
 
+import base64
 import csv
 import io
 import json
@@ -14,9 +15,12 @@ from pathlib import Path
 
 import pytest
 from formula_study import SPACES, FormulaEvaluator, search, settings
+from PIL import Image, ImageSequence
 from rich.console import Console
+from tiny_star import star
 
 from autoprune.backbones import load_backbone
+from autoprune.backbones.star_schedules import FRAMES_PER_SECOND
 from autoprune.errors import UserError
 from autoprune.policy import Policy
 from autoprune.search.evaluation import Evaluation, Stop
@@ -247,6 +251,24 @@ def test_own_prompts_go_through_a_whole_study_without_scores(tmp_path: Path, bac
     assert re.search(r"fast +\d\.\d\dx ± \d\.\d\d +0\.\d{3} ± 0\.\d{3} +- +\d+ MB +<\.001", text.getvalue())
     assert re.search(r"psnr \(dB\) ↑ +ssim ↑ +tokens ↑", text.getvalue())
     assert re.search(r"fast +\d\d\.\d+ \[[\d., ]+\] +0\.\d+ \[0\.", text.getvalue())
+
+
+def test_the_report_of_a_study_of_videos_moves_at_their_rate(tmp_path: Path) -> None:
+    backbone, config = star(), own_study(tmp_path, OWN)
+    result = search(config, backbone, FormulaEvaluator(backbone.depth))
+    files = write_report(result, backbone, config, command="python -m autoprune")
+    assert files.picture_grids and {path.suffix for path in files.picture_grids} == {".webp"}
+    for path in files.picture_grids:
+        with Image.open(path) as grid:
+            shown = [frame.convert("RGB") and frame.info["duration"] for frame in ImageSequence.Iterator(grid)]
+        assert sum(shown) == 17 * round(1000 / backbone.frame_rate) and backbone.frame_rate == FRAMES_PER_SECOND
+    document = json.loads(re.search(r'<script id="study" type="application/json">(.*?)</script>', files.page.read_text())[1])
+    height, width = 64, 112
+    clip = {"frames": 17, "columns": 5, "rate": FRAMES_PER_SECOND, "ratio": width / height}
+    assert document["pictures"]["clip"] == clip
+    film = Image.open(io.BytesIO(base64.b64decode(document["pictures"]["dense"][0].partition(",")[2])))
+    assert film.size == (5 * width, 4 * height)
+    assert any(purpose.startswith("A video with ") for purpose in document["commands"])
 
 
 def test_a_folder_of_other_prompts_is_refused(tmp_path: Path, backbone) -> None:  # noqa: ANN001

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 
 import autoprune
@@ -16,7 +15,6 @@ from autoprune.backbones.tiny_video import RUNS, TOKENIZER, clip_schedule
 from autoprune.errors import UserError
 from autoprune.generation import Observer
 from autoprune.policy import token_count
-from autoprune.search.picture_grid import save_picture_grid
 from autoprune.search.quality import make_quality
 from autoprune.search.settings import QualitySettings
 from autoprune.testbed.distributed import Team
@@ -195,11 +193,3 @@ def test_the_quality_of_motion_scores_videos_of_its_own_prompts(backbone: Backbo
     prompts = quality.prompts("search", 3)
     videos = autoprune.generate(backbone, quality.texts(prompts), seed=1)
     assert quality.score(videos, prompts).tolist() == [0.0] * 3
-
-
-def test_pictures_of_videos_show_their_middle_frames(tmp_path: Path) -> None:
-    videos = torch.zeros(1, 3, 9, 64, 64)
-    videos[:, 0, 4] = 1.0
-    path = save_picture_grid(tmp_path / "grid.png", dense=videos, pruned=videos, prompts=["a"], title="b")
-    sheet = np.array(Image.open(path)).reshape(-1, 3)
-    assert (sheet == (255, 0, 0)).all(1).sum() == 2 * 256 * 256

@@ -5,13 +5,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import wandb
 from example_study import study_result
+from PIL import Image, ImageSequence
 from wandb_file import history, records
 from wandb_server import StandIn
 
 from autoprune.search import tracking
 from autoprune.search.background import TRIAL_SECONDS, BackgroundTracker
+from autoprune.search.picture_grid import save_picture_grid
 from autoprune.search.plots import save_pareto_image
 from autoprune.search.records import DimensionRow
 from autoprune.search.report_page import PageDetails, ScaleTimes, save_report_page
@@ -26,13 +29,13 @@ def no_key(monkeypatch, tmp_path):
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
 
 
-def record(tracker: NullTracker, folder: Path) -> None:
+def record(tracker: NullTracker, folder: Path, *, grids: tuple[Path, ...] = ()) -> None:
     result = study_result(folder)
     files = ReportFiles(
         pareto_image=save_pareto_image(result, folder / "pareto.png"),
         dimensions_image=folder / "pareto.png",
         page=save_report_page(result, PageDetails({}, {}), folder / "report.html"),
-        picture_grids=(folder / "pareto.png",),
+        picture_grids=(folder / "pareto.png", *grids),
         policies=tuple(member.policy_path for member in result.front if member.policy_path),
         scale_times=(ScaleTimes("dense", (("scale 0 (1x1)", 0, 0.001, 0.0001),)),),
     )
@@ -56,6 +59,27 @@ def test_without_a_key_the_run_is_offline_and_holds_trials_table_pictures_and_po
     assert {"pareto.path", "report.path", "pictures/pareto.path"} <= rows[-1].keys()
     artifacts = [entry.artifact for entry in found if entry.WhichOneof("record_type") == "artifact"]
     assert sum(artifact.type == "autoprune-policy" for artifact in artifacts) == 4
+
+
+def test_a_picture_grid_of_videos_is_recorded_as_a_video_that_browsers_play(no_key, tmp_path):
+    moving = torch.zeros(1, 3, 3, 16, 16)
+    for frame in range(3):
+        moving[:, 0, frame] = (frame + 1) / 3
+    grid = save_picture_grid(tmp_path / "pictures-fast.png", dense=moving, pruned=moving, prompts=["a"], title="b", rate=4)
+    lines = []
+    record(WandbTracker(tmp_path, project="autoprune", settings={}, say=lines.append), tmp_path, grids=(grid,))
+    assert len(lines) == 1 and "offline" in lines[0]
+    wandb.teardown()
+    (path,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    last = history(records(path))[-1]
+    assert last["pictures/pictures-fast._type"] == "video-file" and "pareto.path" in last
+    with Image.open(path.parent / "files" / last["pictures/pictures-fast.path"]) as played:
+        assert (played.format, played.n_frames, played.info["loop"], played.info["duration"]) == ("GIF", 3, 0, 250)
+        reds = []
+        for frame in ImageSequence.Iterator(played):
+            shown = frame.convert("RGB")
+            reds.append(shown.getpixel((shown.width - 138 - 2 * 266, shown.height - 138))[0])
+    assert reds == pytest.approx([85, 170, 255], abs=8)
 
 
 def test_a_failing_tracker_is_reported_once_and_never_raises(no_key, tmp_path, monkeypatch):

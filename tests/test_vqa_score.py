@@ -99,6 +99,13 @@ def test_images_matter(folder: Path) -> None:
     assert abs(found[0] - found[1]) > 1e-6
 
 
+def test_of_a_video_it_is_the_mean_over_frames(folder: Path) -> None:
+    metric, frames = VqaScore(MetricContext(CPU, {"vqa": folder})), pictures(4)
+    alone = metric.measure(ImageBatch(frames, ["a red cat"] * 4)).reshape(2, 2)
+    video = metric.measure(ImageBatch(frames.unflatten(0, (2, 2)).transpose(1, 2), ["a red cat"] * 2))
+    np.testing.assert_allclose(video, alone.mean(1), rtol=1e-6)
+
+
 def test_weights_that_a_file_holds_once_for_two_places_are_there(tmp_path: Path) -> None:
     tied = VqaScore(MetricContext(CPU, {"vqa": save_llava(tmp_path, tied=True)}))
     assert tied._model.lm_head.weight is tied._model.get_input_embeddings().weight

@@ -14,6 +14,7 @@ from autoprune.policy import Policy
 from autoprune.pruning.plan import Plan, compile_plan
 
 GRAPHS = ("auto", "none")
+DEFAULT_FRAME_RATE = 8.0  # slow enough to see what moves in the nine frames of tiny_video
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,8 @@ class Backbone:
     """Everything a generation reads. `revision` is the sha256 of the weights, empty for random ones.
 
     `graphs` keeps CUDA graphs of the blocks between generations; None runs every kernel from Python. `caption` turns a prompt
-    into the text that the authors train with. `schedule_for` takes frames too where there are videos.
+    into the text that the authors train with. `schedule_for` takes frames too where there are videos, which show `frame_rate`
+    frames a second.
     """
 
     name: str
@@ -105,6 +107,7 @@ class Backbone:
     decoding: Decoding = Decoding()
     graphs: GraphCache | None = field(default=None, compare=False)
     caption: Callable[[str, Sampling], str] | None = None
+    frame_rate: float = DEFAULT_FRAME_RATE
 
     @property
     def depth(self) -> int:

@@ -161,6 +161,7 @@ def _star(config: StarConfig, folder: str, *, detail_places: int) -> BackboneSpe
         schedule_for=video_schedules(scales),
         files=ReleasedFiles((folder,), ("infinitystar_videovae.pth",), "FoundationVision/InfinityStar on Hugging Face", _T5),
         caption=star_caption,
+        frame_rate=FRAMES_PER_SECOND,
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from autoprune.backbones.backbone import Backbone, Sampling
+from autoprune.backbones.backbone import DEFAULT_FRAME_RATE, Backbone, Sampling
 from autoprune.backbones.checkpoints import WeightFiles
 from autoprune.backbones.family import Features, Schedule
 from autoprune.backbones.loading import Convert, Placement, fill_at_random, load_weights
@@ -63,7 +63,8 @@ class Family:
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """Sizes, sampling defaults, schedules and files of a backbone, and the form that its authors bring prompts to."""
+    """Sizes, sampling defaults, schedules and files of a backbone, the form that its authors bring prompts to, and how many
+    frames a second its videos show."""
 
     family: Family
     transformer: object
@@ -72,6 +73,7 @@ class BackboneSpec:
     schedule_for: Callable[..., Schedule]
     files: ReleasedFiles
     caption: Callable[[str, Sampling], str] | None = None
+    frame_rate: float = DEFAULT_FRAME_RATE
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,8 @@ def _backbone(
     for network in (getattr(tokenizer, "encoder", None), tokenizer.decoder):
         if network is not None and not tokenizer.streams:
             network.to(memory_format=torch.channels_last)
-    return Backbone(name, transformer, tokenizer, encoder, spec.sampling, spec.schedule_for, revision, caption=spec.caption)
+    facts = {"caption": spec.caption, "frame_rate": spec.frame_rate}
+    return Backbone(name, transformer, tokenizer, encoder, spec.sampling, spec.schedule_for, revision, **facts)
 
 
 def _found(folder: Path, names: tuple[str, ...], backbone: str, files: ReleasedFiles) -> Path:

@@ -66,6 +66,7 @@ def compare(
         policies=tuple(run.compared(candidate) for candidate in (dense, *candidates)),
         pictures=run.pictures,
         texts=tuple(run.texts[: min(PICTURES, settings.batch)]),
+        frame_rate=backbone.frame_rate,
         rounds=len(run.rounds),
         interrupted=interrupted,
     )

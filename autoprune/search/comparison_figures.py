@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
 from autoprune.files import whole_file
 from autoprune.search.comparison_records import ComparedPolicy, Comparison
+from autoprune.search.moving_pictures import picture, save_sheets, shown_frames
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.transforms import Bbox
+    from PIL.Image import Image
 
 _STYLES = {  # marker, size in points, colour
     "preset": ("D", 7, "#d97706"),
@@ -104,30 +105,43 @@ def _beside(point: np.ndarray, size: np.ndarray, distance: float, angle: float) 
 
 
 def save_comparison_pictures(comparison: Comparison, path: Path) -> Path:
-    """Writes a grid as a PNG: a row a prompt, a column a policy, dense first, each under its name."""
+    """Writes a grid as a PNG, of videos as an animated WebP: a row a prompt, a column a policy, dense first, each under its
+    name. Returns the path of what was written."""
+    from PIL import Image
+
+    height, width = comparison.pictures[next(iter(comparison.pictures))].shape[-2:]
+    side = (_SIDE, round(_SIDE * height / width))
+    empty, top = _empty_sheet(comparison, side)
+    videos = [shown_frames(images, comparison.frame_rate) for images in comparison.pictures.values()]
+    sheets = []
+    for columns in zip(*(frames for frames, _ in videos), strict=True):
+        sheets.append(empty.copy())
+        for column, row in product(range(len(columns)), range(len(comparison.texts))):
+            shown = picture(columns[column][row]).resize(side, Image.Resampling.LANCZOS)
+            sheets[-1].paste(shown, (_left(column), top + row * (side[1] + _GAP)))
+    return save_sheets(path, sheets, rate=videos[0][1], lossless=False)  # resized frames of many policies
+
+
+def _empty_sheet(comparison: Comparison, side: tuple[int, int]) -> tuple["Image", int]:
+    """Returns the sheet without its pictures, and where their first row begins."""
     from PIL import Image, ImageDraw, ImageFont
 
-    font, names = ImageFont.load_default(_FONT), list(comparison.pictures)
-    height, width = comparison.pictures[names[0]].shape[2:]
-    side = (_SIDE, round(_SIDE * height / width))
-    heads = [_wrapped_name(name, font) for name in names]
+    font = ImageFont.load_default(_FONT)
+    heads = [_wrapped_name(name, font) for name in comparison.pictures]
     top = 2 * _GAP + (_FONT + 5) * max(head.count("\n") + 1 for head in heads)
-    size = (_TEXT + len(names) * (side[0] + _GAP) + _GAP, top + len(comparison.texts) * (side[1] + _GAP))
-    sheet = Image.new("RGB", size, "white")
+    sheet = Image.new("RGB", (_left(len(heads)) + _GAP, top + len(comparison.texts) * (side[1] + _GAP)), "white")
     draw = ImageDraw.Draw(sheet)
-    for column, (name, head) in enumerate(zip(names, heads, strict=True)):
-        left = _TEXT + column * (side[0] + _GAP)
-        draw.multiline_text((left, _GAP), head, fill="black", font=font, spacing=4)
-        for row, image in enumerate(comparison.pictures[name]):
-            picture = Image.fromarray(_pixels(image)).resize(side, Image.Resampling.LANCZOS)
-            sheet.paste(picture, (left, top + row * (side[1] + _GAP)))
+    for column, head in enumerate(heads):
+        draw.multiline_text((_left(column), _GAP), head, fill="black", font=font, spacing=4)
     for row, text in enumerate(comparison.texts):
         place = (_GAP, top + row * (side[1] + _GAP) + 4)
         shown = textwrap.fill(text, 22, max_lines=max(1, side[1] // (_FONT + 7)), placeholder=" ...")
         draw.multiline_text(place, shown, fill="#374151", font=font, spacing=4)
-    with whole_file(path) as temporary:
-        sheet.save(temporary)
-    return path
+    return sheet, top
+
+
+def _left(column: int) -> int:
+    return _TEXT + column * (_SIDE + _GAP)
 
 
 def _groups(rows: Sequence[ComparedPolicy]) -> dict[tuple[str, bool], list[ComparedPolicy]]:
@@ -179,9 +193,3 @@ def _wrapped_name(name: str, font: object) -> str:
     """Returns a name in lines that fit a column, broken after hyphens where possible."""
     letters = max(4, int(_SIDE / (font.getlength("n" * 10) / 10)))
     return textwrap.fill(name, letters, break_on_hyphens=True)
-
-
-def _pixels(image: Tensor) -> np.ndarray:
-    """Returns image [3, H, W] in [0, 1], or the middle frame of a video [3, F, H, W], as bytes [H, W, 3]."""
-    image = image if image.dim() == 3 else image[:, image.shape[1] // 2]
-    return (image.detach().float().cpu().clamp(0, 1).permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)

@@ -75,8 +75,8 @@ class Comparison:
     """What compare() found: dense, then every policy in the order given.
 
     `prompts_sha256` identifies prompts of the user's own (PromptFile.sha256), empty for rendered scenes'. `pictures` holds
-    images [P, 3, H, W] of the first prompts by policy name, `texts` those prompts. `rounds` counts finished rounds; after
-    Ctrl-C (`interrupted`) they may be fewer than asked for.
+    images [P, 3, H, W] or videos [P, 3, F, H, W], `frame_rate` frames a second, of the first prompts by policy name, `texts`
+    those prompts. `rounds` counts finished rounds; after Ctrl-C (`interrupted`) they may be fewer than asked for.
     """
 
     backbone: str
@@ -88,6 +88,7 @@ class Comparison:
     policies: tuple[ComparedPolicy, ...]
     pictures: Mapping[str, Tensor]
     texts: tuple[str, ...]
+    frame_rate: float
     rounds: int
     interrupted: bool
 

@@ -30,18 +30,16 @@ def write_comparison(comparison: Comparison, folder: Path, *, command: str, left
     `command` says how to get them again, `left_out` in a sentence each which presets could not be compared.
     """
     record = _record(comparison) | {"command": command, "left_out": list(left_out)}
-    writers: Mapping[str, Callable[[Path], object]] = {
+    writers: Mapping[str, Callable[[Path], Path]] = {
         "comparison.json": lambda path: write_whole(path, json.dumps(record, indent=1) + "\n"),
         "comparison.md": lambda path: write_whole(path, _markdown(comparison, command, left_out)),
         "comparison.png": lambda path: save_comparison_plot(comparison, path),
         "comparison-pictures.png": lambda path: save_comparison_pictures(comparison, path),
     }
     try:
-        for name, write in writers.items():
-            write(folder / name)
+        return [write(folder / name) for name, write in writers.items()]
     except OSError as error:
         raise UserError(f"output {str(folder)!r} cannot be written ({error.strerror}); choose another folder.") from None
-    return [folder / name for name in writers]
 
 
 def comparison_table(comparison: Comparison) -> Table:

@@ -15,7 +15,7 @@ from autoprune.measure.drift import steadiest
 from autoprune.measure.latency import LatencyTable, ScaleClock, Timing, interleaved, plan_keys, rest_key, timed
 from autoprune.measure.memory import PeakMemory
 from autoprune.measure.memory_plan import predicted_peak
-from autoprune.measure.metrics.suite import MetricSuite, check_size
+from autoprune.measure.metrics.suite import MetricSuite, check_shape
 from autoprune.measure.metrics.tokens import TokenRecorder
 from autoprune.policy import KeyRule, Policy
 from autoprune.prefix import Recorder, Recording, record_prefix
@@ -71,7 +71,8 @@ class GenerationEvaluator:
         works = self._split(prompts, self._settings.seed)
         with PeakMemory(self._backbone.device) as memory:
             images = self._generate(None, works[0])
-        check_size((*self._settings.quality.metrics, self._settings.quality.loss), min(images.shape[2:]))
+        quality = self._settings.quality
+        check_shape((*quality.metrics, quality.loss), images.shape, self._settings.weights)
         full = []
         for work in works:
             images, runs = self._timed_by_scale(None, work)

@@ -77,7 +77,8 @@ def _pictures(result: StudyResult, backbone: Backbone, settings: StudySettings) 
             parts.append(generate(backbone, batch, policy=policy, seed=seed, sampling=sampling))
         return torch.cat(parts)
 
-    return Pictures(texts, drawn(None), {number: drawn(member.trial.policy) for number, member in tiers.items()})
+    policies = {number: drawn(member.trial.policy) for number, member in tiers.items()}
+    return Pictures(texts, drawn(None), policies, backbone.frame_rate)
 
 
 def _picture_grids(result: StudyResult, pictures: Pictures | None) -> tuple[Path, ...]:
@@ -85,8 +86,8 @@ def _picture_grids(result: StudyResult, pictures: Pictures | None) -> tuple[Path
     for member in (member for member in result.front if member.policy_path):
         held, path = member.held_out, result.directory / f"pictures-{member.tier}.png"
         title = f"{member.tier}: {held.speed_up:.2f}x faster than dense, loss {held.loss:.3f}"
-        pruned = pictures.policies[member.trial.number]
-        grids.append(save_picture_grid(path, dense=pictures.dense, pruned=pruned, prompts=pictures.prompts, title=title))
+        images = {"dense": pictures.dense, "pruned": pictures.policies[member.trial.number]}
+        grids.append(save_picture_grid(path, **images, prompts=pictures.prompts, title=title, rate=pictures.frame_rate))
     return tuple(grids)
 
 
@@ -129,7 +130,9 @@ def _commands(result: StudyResult, command: str, storage: StorageSettings) -> di
     for point in (point for point in study_points(result) if point.tiers):
         file = f"{folder}/policies/{point.tiers[-1]}.json"
         commands[f"Measure {point.label} here, beside the numbers of its file"] = f"python -m autoprune.verify policy={file}"
-        commands[f"An image with {point.label}"] = f'python -m autoprune.generate policy={file} prompt="..."'
+        moving = any(frames > 1 for frames, _, _ in point.trial.policy.scale_schedule)
+        what = "A video" if moving else "An image"
+        commands[f"{what} with {point.label}"] = f'python -m autoprune.generate policy={file} prompt="..."'
     place = f"{folder}/{JOURNAL_FILE}" if storage.url is None else shown(storage)
     watch = {"Watch its trials (pip install optuna-dashboard)": f"optuna-dashboard {place}"}
     return commands if storage.name == "grpc" else commands | watch

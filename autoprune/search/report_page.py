@@ -26,24 +26,26 @@ from autoprune.policy_text import schedule_lines
 from autoprune.pruning.plan import compile_plan
 from autoprune.search.export import HYPERVOLUME_REFERENCE
 from autoprune.search.front import hypervolume, hypervolume_history, may_lead, objectives
-from autoprune.search.picture_grid import GAIN, difference, picture
+from autoprune.search.moving_pictures import LOSSLESS_SIDE, picture, shown_frames
+from autoprune.search.picture_grid import GAIN, difference
 from autoprune.search.plots import study_title
 from autoprune.search.records import Measurement, StudyResult
 from autoprune.search.study_points import DENSE, FRONT, KINDS, REJECTED, TOP, StudyPoint, study_points
 from autoprune.search.tables import drop_text, findings, metric_text, relative
 
-LARGEST_SIDE = 256  # pixels; larger pictures are shrunk
-LOSSLESS_SIDE = 128  # up to which pictures are stored exactly, a few kB each
+LARGEST_SIDE, CLIP_SIDE = 256, 192  # pixels of images and of videos' frames; larger ones are shrunk
 _SLUGS = dict(zip(KINDS, ("rejected", "trial", "control", "preset", "search-front", "front-point", "dense"), strict=True))
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Images of the same prompts and seeds, [B, 3, H, W] in [0, 1]: dense, and of policies by trial number."""
+    """Images [B, 3, H, W] in [0, 1] of the same prompts and seeds, or videos [B, 3, F, H, W] of `frame_rate` frames a second:
+    dense, and of policies by trial number."""
 
     prompts: list[str]
     dense: Tensor
     policies: Mapping[int, Tensor]
+    frame_rate: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -206,23 +208,40 @@ def _bars(times: ScaleTimes) -> dict[str, object]:
 
 
 def _pictures(pictures: Pictures) -> dict[str, object]:
+    dense, rate = shown_frames(pictures.dense, pictures.frame_rate)
+    height, width = pictures.dense.shape[-2:]
+    clip = {"frames": len(dense), "columns": _columns(len(dense)), "rate": rate, "ratio": width / height}
+
     def policy(images: Tensor) -> dict[str, list[str]]:
-        return {"policy": _uris(images), "difference": _uris(difference(pictures.dense, images))}
+        frames, _ = shown_frames(images, pictures.frame_rate)
+        return {"policy": _uris(frames), "difference": _uris(list(map(difference, dense, frames)))}
 
     return {
         "prompts": pictures.prompts,
         "gain": GAIN,
-        "dense": _uris(pictures.dense),
+        "dense": _uris(dense),
         "policies": {number: policy(images) for number, images in pictures.policies.items()},
+        "clip": clip if len(dense) > 1 else None,
     }
 
 
-def _uris(images: Tensor) -> list[str]:
-    return [_uri(picture(image)) for image in images]
+def _uris(frames: list[Tensor]) -> list[str]:
+    return [_uri([picture(image) for image in images]) for images in zip(*frames, strict=True)]
 
 
-def _uri(image: Image.Image) -> str:
-    image.thumbnail((LARGEST_SIDE, LARGEST_SIDE), Image.Resampling.LANCZOS)
+def _uri(frames: list[Image.Image]) -> str:
+    """Returns an image, or the frames of a video as one: side by side, so that the page shows all videos in step and halts."""
+    side, quality = (LARGEST_SIDE, 90) if len(frames) == 1 else (CLIP_SIDE, 80)
+    for image in frames:
+        image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    (width, height), columns = frames[0].size, _columns(len(frames))
+    film = Image.new("RGB", (columns * width, -(-len(frames) // columns) * height))
+    for number, image in enumerate(frames):
+        film.paste(image, (number % columns * width, number // columns * height))
     packed = io.BytesIO()
-    image.save(packed, "WEBP", lossless=max(image.size) <= LOSSLESS_SIDE, quality=90)
+    film.save(packed, "WEBP", lossless=max(width, height) <= LOSSLESS_SIDE, quality=quality)
     return "data:image/webp;base64," + base64.b64encode(packed.getvalue()).decode()
+
+
+def _columns(frames: int) -> int:
+    return math.ceil(math.sqrt(frames))

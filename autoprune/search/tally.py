@@ -9,6 +9,7 @@ from autoprune.measure.drift import MOST_REPEATS, Drift, drift_of
 from autoprune.measure.latency import Timing
 from autoprune.measure.metrics import METRICS
 from autoprune.measure.metrics.suite import Found
+from autoprune.measure.metrics.summary import without_parts
 from autoprune.measure.statistics import bootstrap_interval, paired_interval, ratio_interval, score_flips
 from autoprune.search.records import Measurement
 from autoprune.search.settings import StudySettings
@@ -39,15 +40,16 @@ def concatenated(parts: list[np.ndarray | None]) -> np.ndarray | None:
 def measurement_of(pairs: Pairs, timing: Timing, dense_latency: float, settings: StudySettings) -> Measurement:
     """Returns what comparisons and seconds amount to; memory is not known here."""
     chosen = settings.quality.loss
-    losses = np.abs(METRICS[chosen].info.perfect - pairs.found[chosen])
+    found = {name: without_parts(values) for name, values in pairs.found.items() if name in ("ssim", "psnr", chosen)}
+    losses = np.abs(METRICS[chosen].info.perfect - found[chosen])
     return Measurement(
         latency=timing.median,
         latency_spread=timing.spread,
         dense_latency=dense_latency,
         speed_up=dense_latency / timing.median,
         loss=float(losses.mean()),
-        ssim=float(pairs.found["ssim"].mean()),
-        psnr=float(pairs.found["psnr"].mean()),
+        ssim=float(found["ssim"].mean()),
+        psnr=float(found["psnr"].mean()),
         **score_fields(pairs.dense, pairs.score),
         peak_memory_mb=None,
         prompts=len(losses),

@@ -3,6 +3,7 @@
 A study never depends on its tracker: the first failure is said in one line and the study goes on without it.
 """
 
+import io
 import json
 import netrc
 import os
@@ -20,7 +21,7 @@ from autoprune.search.records import DimensionRow, FrontMember, StudyResult, Tri
 from autoprune.search.report_page import ScaleTimes
 
 if TYPE_CHECKING:
-    from wandb import Run, Table
+    from wandb import Image, Run, Table, Video
 
 TABLES_EVERY = 25  # trials, after which the growing tables are sent again
 MOST_FAILURES = 5
@@ -151,7 +152,7 @@ class WandbTracker(NullTracker):
     def _log_files(self, result: StudyResult, files: ReportFiles) -> None:
         import wandb
 
-        shown: dict[str, object] = {f"pictures/{path.stem}": wandb.Image(str(path)) for path in files.picture_grids}
+        shown: dict[str, object] = {f"pictures/{path.stem}": _pictures(path) for path in files.picture_grids}
         shown["pareto"] = wandb.Image(str(files.pareto_image))
         shown["dimensions_plot"] = wandb.Image(str(files.dimensions_image))
         shown["report"] = wandb.Html(files.page.read_text(), inject=False)
@@ -162,6 +163,20 @@ class WandbTracker(NullTracker):
             )
             artifact.add_file(str(path))
             self._started().log_artifact(artifact, aliases=[path.stem])
+
+
+def _pictures(path: Path) -> "Image | Video":
+    """Returns a picture grid, one that moves as GIF: wandb.Video takes no WebP, which wandb.Image may show as a still."""
+    import wandb
+    from PIL import Image
+
+    if path.suffix != ".webp":
+        return wandb.Image(str(path))
+    packed = io.BytesIO()
+    with Image.open(path) as grid:
+        grid.save(packed, "GIF", save_all=True, loop=0)
+    packed.seek(0)
+    return wandb.Video(packed, format="gif")
 
 
 def _has_key() -> bool:

@@ -9,6 +9,7 @@ from autoprune.measure.metrics.lpips import Lpips, LpipsVgg
 from autoprune.measure.metrics.pick_score import PickScore
 from autoprune.measure.metrics.sets import Cmmd, CmmdToReference, Fid, FidToReference, Kid, KidToReference
 from autoprune.measure.metrics.similarity import MsSsim, Psnr, Ssim
+from autoprune.measure.metrics.temporal import Flicker, TemporalError
 from autoprune.measure.metrics.tokens import TokenAgreement
 from autoprune.measure.metrics.vqa_score import VqaScore
 
@@ -17,6 +18,8 @@ METRICS: dict[str, type[Metric]] = {
     "ssim": Ssim,
     "ms_ssim": MsSsim,
     "tokens": TokenAgreement,
+    "temporal_error": TemporalError,
+    "flicker": Flicker,
     "lpips": Lpips,
     "lpips_vgg": LpipsVgg,
     "fid": Fid,

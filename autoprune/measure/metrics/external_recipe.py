@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from autoprune.errors import UserError
+from autoprune.video_files import SUFFIXES
 
 GIVEN = ("images", "prompts", "output", "here")
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
@@ -17,7 +18,8 @@ class Recipe:
     """`command` is split into arguments as a shell would split it, but no shell ever runs; then placeholders become paths:
     {images} a folder of PNG files, {prompts} a JSONL file, {output} the file of scores, {here} the recipe's own folder, and
     the keys of `weights` (key -> what it is) those of the user's. `dimensions` names parts that the program may score;
-    without a score of the whole their mean counts. The program is ended after `seconds`.
+    without a score of the whole their mean counts. The program is ended after `seconds`. With `videos`, a suffix of
+    video_files.py, it scores videos, one file each of `fps` frames a second; 16 is InfinityStar's (arXiv 2511.04675).
     """
 
     name: str
@@ -29,6 +31,8 @@ class Recipe:
     passes: bool = False
     unit: str = ""
     seconds: float = 3600.0
+    videos: str = ""
+    fps: float = 16.0
     here: Path = Path(".")
 
     @staticmethod
@@ -56,6 +60,9 @@ class Recipe:
                 f"external recipe {self.name} must have {{output}} in its command, no placeholder but {', '.join(GIVEN)} and "
                 f"its weights, and seconds above 0, got {problem}; mend it."
             )
+        if self.videos and self.videos not in SUFFIXES or self.fps <= 0:
+            rule = f"videos out of {', '.join(SUFFIXES)} or none, and fps above 0"
+            raise UserError(f"external recipe {self.name} must have {rule}, got {self.videos!r} and {self.fps}; mend it.")
 
     def arguments(self, paths: Mapping[str, Path]) -> list[str]:
         """Returns the command as arguments, every placeholder replaced within its own. Raises UserError for open quotes."""

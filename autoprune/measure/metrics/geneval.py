@@ -27,7 +27,15 @@ class GenEval:
     compare numbers with dense ones measured here, and published ones with those of the original (quality.external).
     """
 
-    info = MetricInfo("geneval", "absolute", lower=False, source="arXiv 2310.11513", passes=True, needs=(DETECTOR, CLIP))
+    info = MetricInfo(
+        "geneval",
+        "absolute",
+        lower=False,
+        source="arXiv 2310.11513",
+        passes=True,
+        needs=(DETECTOR, CLIP),
+        videos=False,
+    )
 
     def __init__(self, context: MetricContext) -> None:
         self._detector = Mask2FormerDetector(PretrainedFolder(self.info.name, DETECTOR, context))

@@ -6,7 +6,7 @@ Official file: ImageReward/ImageReward.py. The published checkpoint is mapped, k
 import math
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, pairwise
 from pathlib import Path
@@ -19,6 +19,7 @@ from torch.nn import functional
 from autoprune.backbones.checkpoints import reason
 from autoprune.errors import UserError
 from autoprune.measure.metrics.contract import ImageBatch, MetricContext, MetricInfo, WeightNeed
+from autoprune.measure.metrics.frames import mean_score
 from autoprune.measure.metrics.picture_input import PictureInput
 from autoprune.measure.metrics.pretrained import PretrainedFolder
 
@@ -57,11 +58,13 @@ class ImageReward:
     @torch.inference_mode()
     def measure(self, batch: ImageBatch) -> np.ndarray:
         """Returns the reward, float64 [B]; a prompt is cut at 35 tokens, as published."""
+        return (mean_score(self._raw, batch.images, batch.prompts) - MEAN) / STD
+
+    def _raw(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         options = {"padding": "max_length", "truncation": True, "max_length": TOKENS, "return_tensors": "pt"}
-        tokens = self._tokenizer(list(batch.prompts), **options)
-        pixels = self._prepared(batch.images.to(self._device))
-        rewards = self._blip(pixels, tokens.input_ids.to(self._device), tokens.attention_mask.to(self._device))
-        return ((rewards.double() - MEAN) / STD).cpu().numpy()
+        tokens = self._tokenizer(list(prompts), **options)
+        pixels = self._prepared(images.to(self._device))
+        return self._blip(pixels, tokens.input_ids.to(self._device), tokens.attention_mask.to(self._device))
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ torchmetrics ships the learned weights of the channels; the classifier's trunk i
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from autoprune.backbones.checkpoints import WeightFiles
 from autoprune.backbones.loading import Placement, load_weights
 from autoprune.measure.metrics.contract import ImageBatch, MetricContext, MetricInfo, WeightNeed
+from autoprune.measure.metrics.frames import by_frame, with_worst
 
 Conv = tuple[int, int, int, int]  # channels out, kernel, stride, padding
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # of images in [-1, 1]
@@ -104,7 +106,8 @@ class Lpips:
 
     @torch.inference_mode()
     def measure(self, batch: ImageBatch) -> np.ndarray:
-        return lpips(batch.images, batch.dense, self._trunk, self._heads).double().cpu().numpy()
+        compare = partial(lpips, trunk=self._trunk, heads=self._heads)
+        return with_worst(by_frame(compare, batch.images, batch.dense), lower=True)
 
 
 class LpipsVgg(Lpips):

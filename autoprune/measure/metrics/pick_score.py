@@ -4,6 +4,7 @@ import numpy as np
 
 from autoprune.measure.metrics.clip import Clip
 from autoprune.measure.metrics.contract import ImageBatch, MetricContext, MetricInfo, WeightNeed
+from autoprune.measure.metrics.frames import mean_score
 from autoprune.measure.metrics.pretrained import PretrainedFolder
 
 MODEL = WeightNeed("pickscore", "the PickScore_v1 folder", "huggingface.co/yuvalkirstain/PickScore_v1")
@@ -26,4 +27,4 @@ class PickScore:
 
     def measure(self, batch: ImageBatch) -> np.ndarray:
         """Returns exp(logit scale) * cos, float64 [B], about 15 to 25 for the published weights."""
-        return self._clip.cosines(batch.images, batch.prompts).mul(self._clip.scale).double().cpu().numpy()
+        return self._clip.scale * mean_score(self._clip.cosines, batch.images, batch.prompts)

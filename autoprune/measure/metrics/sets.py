@@ -9,6 +9,7 @@ import numpy as np
 from autoprune.measure.metrics.contract import ImageBatch, MetricContext, MetricInfo, WeightNeed
 from autoprune.measure.metrics.discrepancy import Discrepancy, cubic, gaussian
 from autoprune.measure.metrics.feature_network import REFERENCE, features_of, load_network, reference_features
+from autoprune.measure.metrics.frames import frames_of, seen_frames
 from autoprune.measure.metrics.frechet import deviations, frechet_distance
 
 NETWORK = WeightNeed(
@@ -33,7 +34,10 @@ class SetDistance:
         self.reference = self._scaled(reference_features(name, self._network, context)) if given else None
 
     def measure(self, batch: ImageBatch) -> np.ndarray:
-        return self._scaled(features_of(batch.images, self._network))
+        """Returns features [B, D], of videos [B, F, D] of the frames that are seen."""
+        frames = seen_frames(batch.images)
+        features = self._scaled(features_of(frames_of(frames), self._network))
+        return features if frames.dim() == 4 else features.reshape(len(frames), -1, features.shape[1])
 
     def _scaled(self, features: np.ndarray) -> np.ndarray:
         return features
@@ -45,12 +49,8 @@ class Fid(SetDistance):
     info = MetricInfo("fid", "set", lower=True, source="arXiv 1706.08500", needs=(NETWORK,))
 
     def distances(self, features: np.ndarray, dense: np.ndarray, subsets: Sequence[np.ndarray]) -> np.ndarray:
-        others = (
-            [self._reference] * len(subsets) if self.reference is not None else [deviations(dense[rows]) for rows in subsets]
-        )
-        return np.array(
-            [frechet_distance(deviations(features[rows]), other) for rows, other in zip(subsets, others, strict=True)]
-        )
+        given = None if self.reference is None else self._reference
+        return np.array([frechet_distance(_fitted(features[rows]), given or _fitted(dense[rows])) for rows in subsets])
 
     @cached_property
     def _reference(self) -> tuple[np.ndarray, np.ndarray]:
@@ -80,7 +80,7 @@ class Cmmd(Kid):
     discrepancy, scale = _GAUSSIAN, CMMD_SCALE
 
     def _scaled(self, features: np.ndarray) -> np.ndarray:
-        return features / np.linalg.norm(features, axis=1, keepdims=True)
+        return features / np.linalg.norm(features, axis=-1, keepdims=True)
 
 
 class FidToReference(Fid):
@@ -99,3 +99,8 @@ class CmmdToReference(Cmmd):
     """The same against a folder of images."""
 
     info = replace(Cmmd.info, name="cmmd_reference", needs=(CLIP, REFERENCE))
+
+
+def _fitted(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the `deviations` of features [n, D], or of all frames of [n, F, D]."""
+    return deviations(features.reshape(-1, features.shape[-1]))

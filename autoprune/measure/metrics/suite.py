@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from autoprune.errors import UserError, unknown_name
+from autoprune.errors import unknown_name
 from autoprune.measure.metrics import METRICS
 from autoprune.measure.metrics.contract import ImageBatch, MetricContext
 from autoprune.measure.metrics.external import External
@@ -28,12 +28,11 @@ def check_metrics(names: Iterable[str], weights: Mapping[str, Path]) -> None:
             External(context)  # what else it needs, only its recipe says
 
 
-def check_size(names: Iterable[str], side: int) -> None:
-    """Raises UserError where images of `side` pixels at their shorter side are too small for a metric."""
-    for info in (METRICS[name].info for name in names):
-        if side < info.least_side:
-            rule = f"images must have at least {info.least_side} pixels a side for metric {info.name}, got {side}"
-            raise UserError(f"{rule}; leave it out of quality.metrics and quality.loss.")
+def check_shape(names: Iterable[str], shape: Sequence[int], weights: Mapping[str, Path]) -> None:
+    """Raises UserError where a metric does not take images of a shape [B, 3, H, W], or videos of [B, 3, F, H, W]."""
+    for metric in (METRICS[name] for name in names):
+        known = External(MetricContext(torch.device("cpu"), weights)) if metric is External else metric
+        known.info.check(shape)
 
 
 class MetricSuite:
@@ -44,7 +43,9 @@ class MetricSuite:
         self._metrics = {name: METRICS[name](context) for name in dict.fromkeys(names)}
 
     def measure(self, batch: ImageBatch) -> dict[str, np.ndarray]:
-        """Returns what every metric makes of a policy's images."""
+        """Returns what every metric makes of a policy's images. Raises UserError where one does not take them."""
+        for metric in self._metrics.values():
+            metric.info.check(batch.images.shape)
         return {name: metric.measure(batch) for name, metric in self._metrics.items()}
 
     def measure_dense(self, batch: ImageBatch) -> dict[str, np.ndarray]:

@@ -13,7 +13,8 @@ _HALVES = 200
 
 @dataclass(frozen=True)
 class MetricValue:
-    """`value` of a policy over `n` prompts; `parts` are means of parts of it (of tokens: a scale each).
+    """`value` of a policy over `n` prompts; `parts` are means of parts of it (of tokens: a scale each;
+    of videos compared frame by frame: the worst frame).
 
     Where the dense images have a value of their own, it is `dense`, and `interval` is of `change` = value - dense; else
     `interval` is of `value`.
@@ -42,7 +43,7 @@ def of_images(info: MetricInfo, values: np.ndarray, dense: np.ndarray | None) ->
     Images that a metric gave no number (NaN) are left out, with their dense ones; None where nothing is left.
     """
     values = values.reshape(len(values), -1)
-    dense = None if dense is None else dense.reshape(len(dense), -1)[:, 0]
+    dense = None if dense is None else without_parts(dense)
     known = np.isfinite(values[:, 0]) & (True if dense is None else np.isfinite(dense))
     if not known.any():
         return None
@@ -56,8 +57,13 @@ def of_images(info: MetricInfo, values: np.ndarray, dense: np.ndarray | None) ->
     return MetricValue(float(own.mean()), interval, len(own), dense=float(beside.mean()), change=change, parts=parts)
 
 
+def without_parts(values: np.ndarray) -> np.ndarray:
+    """Returns the numbers [n] of images out of [n] or [n, 1 + K]."""
+    return values.reshape(len(values), -1)[:, 0]
+
+
 def of_sets(metric: SetMetric, features: np.ndarray, dense: np.ndarray) -> MetricValue | None:
-    """Returns the summary of features [n, F] and those of the dense images; None for fewer than four prompts.
+    """Returns the summary of features [n, (F,) D] and those of the dense images; None for fewer than four prompts.
 
     The interval comes from random halves of the prompts: their distances spread as much as whole sets of new prompts would,
     and unlike a bootstrap's no image meets itself, which distances take for structure.

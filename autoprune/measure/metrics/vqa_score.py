@@ -1,10 +1,13 @@
 """VQAScore (arXiv 2404.01291): how sure a vision-language model is of "Yes" when asked whether the image shows the prompt."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from autoprune.measure.metrics.contract import ImageBatch, MetricContext, MetricInfo, WeightNeed
+from autoprune.measure.metrics.frames import mean_score
 from autoprune.measure.metrics.picture_input import eight_bits
 from autoprune.measure.metrics.pretrained import PretrainedFolder
 
@@ -35,7 +38,11 @@ class VqaScore:
 
     def measure(self, batch: ImageBatch) -> np.ndarray:
         """Returns P("Yes"), float64 [B] in [0, 1], one image at a time: no padding comes near the answer."""
-        return np.array([self._sure(image, prompt) for image, prompt in zip(batch.images, batch.prompts, strict=True)])
+        return mean_score(self._all_sure, batch.images, batch.prompts)
+
+    def _all_sure(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        found = [self._sure(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
+        return torch.tensor(found, dtype=torch.float64)
 
     @torch.inference_mode()
     def _sure(self, image: Tensor, prompt: str) -> float:

@@ -227,7 +227,7 @@ function wall(shown) {
   const figures = pictures.prompts.map((prompt, place) => {
     const layers = { dense: pictures.dense, policy: shown.policy, difference: shown.difference };
     const images = Object.entries(layers).map(([name, uris]) => make("img", { class: name, src: uris[place], alt: `${name}: ${prompt}` }));
-    return make("figure", {}, make("div", { class: "stack" }, ...images), make("figcaption", {}, prompt));
+    return make("figure", {}, make("div", { class: pictures.clip ? "stack clip" : "stack" }, ...images), make("figcaption", {}, prompt));
   });
   const made = make("div", { class: "wall" }, ...figures);
   const slider = make("input", { type: "range", min: 0, max: 2, step: 0.02, value: 1, "aria-label": "From dense over policy to difference" });
@@ -246,6 +246,36 @@ function wall(shown) {
   slider.addEventListener("input", slide);
   slide();
   return [make("div", { class: "slider" }, slider, make("div", { class: "stops" }, ...buttons)), made];
+}
+
+// Steps through all videos of the page at once; one that someone has moved by hand, or who wants no motion, stands still.
+function playClips() {
+  if (!pictures?.clip) return;
+  const { frames, columns, rate, ratio } = pictures.clip;
+  const host = byId("pictures");
+  for (const [name, value] of Object.entries({ ratio, columns, rows: Math.ceil(frames / columns) })) host.style.setProperty(`--${name}`, value);
+  let playing = !matchMedia("(prefers-reduced-motion: reduce)").matches;
+  const place = make("input", { type: "range", min: 0, max: frames - 1, value: 0, "aria-label": "Frame" });
+  const count = make("span", { class: "hint" });
+  const show = (frame) => {
+    place.value = frame;
+    count.textContent = `frame ${frame + 1} of ${frames}`;
+    host.style.setProperty("--column", frame % columns);
+    host.style.setProperty("--row", Math.floor(frame / columns));
+  };
+  const play = (wanted) => {
+    playing = wanted;
+    toggle.setAttribute("aria-pressed", playing);
+  };
+  const toggle = button("Play", playing, () => play(!playing));
+  place.addEventListener("input", () => {
+    play(false);
+    show(Number(place.value));
+  });
+  byId("clip").replaceChildren(toggle, place, count);
+  byId("clip").hidden = false;
+  show(0);
+  setInterval(() => playing && show((Number(place.value) + 1) % frames), 1000 / rate);
 }
 
 function drawHistory() {
@@ -336,6 +366,7 @@ byId("status").classList.toggle("stopped", study.stopped);
 byId("findings").replaceChildren(...study.findings.map((line) => make("li", {}, line)));
 byId("conditions").replaceChildren(...Object.entries(study.conditions).flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]));
 drawLegend();
+playClips();
 choose(chosen);
 drawTimes();
 drawDimensions();
