@@ -183,6 +183,7 @@ def test_a_user_folder_adds_choices(tmp_path):
 
 def test_the_embedded_backbones_are_scored_on_what_they_have_learnt(monkeypatch):
     for chosen in ("auto", "scenes", "motion"):
-        assert composed(monkeypatch, "backbone=tiny_video", f"quality={chosen}")[0].study.quality.name == "motion"
+        quality = composed(monkeypatch, "backbone=tiny_video", f"quality={chosen}")[0].study.quality
+        assert quality.name == "motion" and quality.metrics[-2:] == ("temporal_error", "flicker")
     with pytest.raises(UserError, match=r"^quality motion is of moving scenes, .* set quality=scenes.$"):
         composed(monkeypatch, "quality=motion")

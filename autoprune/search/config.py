@@ -28,6 +28,7 @@ from autoprune.search.prompt_files import PromptFile, read_prompts
 from autoprune.search.settings import (
     AUTO,
     EMBEDDED,
+    OVER_TIME,
     BudgetSettings,
     LatencySettings,
     QualitySettings,
@@ -205,7 +206,8 @@ def _quality(chosen: QualitySettings, prompts: PromptFile | None, *, backbone: s
     if chosen.name == "motion" != own:
         raise UserError(f"quality motion is of moving scenes, which {backbone} has not learnt; set quality={own}.")
     if prompts is None and chosen.name in (AUTO, "scenes"):
-        return replace(chosen, name=own)
+        over_time = own == "motion" and chosen.metrics == QualitySettings.metrics
+        return replace(chosen, name=own, metrics=chosen.metrics + OVER_TIME if over_time else chosen.metrics)
     return chosen if chosen.name != AUTO else replace(chosen, name="fidelity")
 
 

@@ -13,6 +13,7 @@ from autoprune.search.space_file import SpaceDefinition
 
 QUALITIES = ("scenes", "motion", "fidelity")
 EMBEDDED = {"tiny": "scenes", "tiny_video": "motion"}  # backbones with prompts of their own world, and their quality
+OVER_TIME = ("temporal_error", "flicker")  # measured of videos where nothing else is asked for
 AUTO = "auto"
 SAMPLERS = ("gp", "tpe", "nsga2", "random")
 PENDING = ("believer", "liar", "none")
