@@ -97,7 +97,7 @@ class ComputedTokens(Observer):
         self._plan, self.tokens = plan, 0
 
     def forward_done(self, scale: ScalePlan, rows: int, tokens: int) -> None:
-        group = next(group for group in self._plan.groups if group[0].index == scale.index)
+        group = next(group for group in self._plan.groups if group[0].step == scale.step)
         for layer in range(self._plan.depth):
             chunk = self._plan.chunk_of(layer)
             for sublayer in SUBLAYERS:

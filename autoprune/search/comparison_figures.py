@@ -108,7 +108,7 @@ def save_comparison_pictures(comparison: Comparison, path: Path) -> Path:
     from PIL import Image, ImageDraw, ImageFont
 
     font, names = ImageFont.load_default(_FONT), list(comparison.pictures)
-    height, width = comparison.pictures[names[0]].shape[2:]
+    height, width = comparison.pictures[names[0]].shape[-2:]
     side = (_SIDE, round(_SIDE * height / width))
     heads = [_wrapped_name(name, font) for name in names]
     top = 2 * _GAP + (_FONT + 5) * max(head.count("\n") + 1 for head in heads)
