@@ -305,6 +305,10 @@ def test_the_command_measures_videos_and_says_what_they_do_not_have(video_backbo
         (["target_ssim=1.5"], "above 0 and below 1"),
         (["alpha=0.9"], "choose from backbone"),
         (["backbone=giant"], "giant"),
+        (
+            ["backbone=infinitystar_480p", "weights=random"],
+            "makes videos, which scenes do not ask for; give prompts",
+        ),
         (["weights=random", "output=/proc/nowhere/tiny.json"], "must be writable"),
     ],
 )

@@ -249,6 +249,10 @@ def test_prompts_of_a_file_are_compared_without_scores(policy_file, tmp_path, ca
         (["rounds=0"], "rounds must be at least 1, got 0."),
         (["per_prompt=-1"], "per_prompt must be at least 0, got -1."),
         (["backbone=huge"], "unknown backbone 'huge'; choose from tiny"),
+        (
+            ["backbone=infinitystar_720p", "weights=random"],
+            "makes videos, which scenes do not ask for; give prompts",
+        ),
         (["search_spaces=best"], "unknown search space 'best'; choose from "),
         (["policies=missing.json"], "policy file 'missing.json' cannot be read (FileNotFoundError); "),
         (["policies=EMPTY"], "policies must be a policy file or a folder with some, "),
