@@ -53,7 +53,7 @@ class Choices(LoadArguments):
     """The command line. `target_ssim` is the similarity to the full image that a skipped or single-branch run must keep.
 
     `prompts` counts search prompts; they come from `prompts_file` (as `prompts=FILE` of the search) or are those of the
-    embedded world.
+    embedded world. `frames` is the length of a video, 0 for the backbone's own: a file is of one schedule.
     """
 
     prompts: int = 32
@@ -61,10 +61,11 @@ class Choices(LoadArguments):
     batch: int = 8
     seed: int = 0
     target_ssim: float = 0.84
+    frames: int = 0
     output: str = ""
 
     def __post_init__(self) -> None:
-        for name, least in (("prompts", 2), ("batch", 1)):
+        for name, least in (("prompts", 2), ("batch", 1), ("frames", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"{name} must be at least {least}, got {getattr(self, name)}.")
         if not 0 < self.target_ssim < 1:
@@ -136,6 +137,8 @@ def _calibrate(choices: Choices) -> str:
     path = Path(choices.output) if choices.output else calibration_path(choices.backbone)
     texts = _texts(choices)
     backbone = choices.load()
+    if choices.frames:
+        backbone = backbone.sampled(frames=choices.frames)
     check_texts(texts, backbone, batch=choices.batch)
     check_writable(path.parent, what="output folder", remedy="choose another file")
     samples = collect(backbone, texts, seed=choices.seed, batch=choices.batch)

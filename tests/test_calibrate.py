@@ -221,6 +221,15 @@ def test_generation_decides_by_the_features_that_were_measured(samples, backbone
         assert watch.count == (5 if features[row, axis] >= between else 6)
 
 
+def test_another_length_has_a_calibration_of_its_own_schedule(video_backbone, tmp_path) -> None:
+    path = tmp_path / "tiny_video.json"
+    arguments = ["backbone=tiny_video", "weights=random", "prompts=2", "batch=2", "frames=1", f"output={path}"]
+    assert calibrate.main(arguments) == 0
+    found = Calibration.load(path)
+    assert found.fits(scale_schedule=fingerprint(video_backbone.scale_schedule(frames=1)), weights="")
+    assert found.rank_scale == 3 and set(found.changes["latent_l2"]) == {2, 3}
+
+
 MOVING = ["a red circle moving left", "a green ring growing"]
 
 
@@ -301,6 +310,8 @@ def test_the_command_measures_videos_and_says_what_they_do_not_have(video_backbo
     [
         (["prompts=1"], "prompts must be at least 2"),
         (["batch=0"], "batch must be at least 1"),
+        (["frames=-1"], "frames must be at least 0"),
+        (["weights=random", "frames=9"], "tiny makes images only"),
         (["target_ssim=high"], "target_ssim must be a number"),
         (["target_ssim=1.5"], "above 0 and below 1"),
         (["alpha=0.9"], "choose from backbone"),
