@@ -61,11 +61,14 @@ def _measured(choices: Choices) -> "tuple[Comparison, tuple[str, ...]]":
     from autoprune.search.comparison_records import ComparisonSettings, file_candidates, preset_candidates
     from autoprune.search.progress import RichProgress
     from autoprune.search.prompt_files import read_prompts
+    from autoprune.search.settings import world_of
 
     names = [field.name for field in fields(ComparisonSettings)]
     settings = ComparisonSettings(**{name: getattr(choices, name) for name in names})
     prompts = read_prompts(Path(choices.prompts_file)) if choices.prompts_file else None
-    if prompts is not None:
+    if prompts is None:
+        world_of(choices.backbone)  # must say before any work that there is none
+    else:
         prompts.take("held_out", settings.prompts, setting="prompts")
     check_writable(Path(choices.output), what="output", remedy="choose another folder")
     backbone = choices.load()

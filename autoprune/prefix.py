@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from autoprune.backbones import Backbone, Sampling
+from autoprune.backbones.kv_buffer import HeldKeys
+from autoprune.clips import clip_ranges
 from autoprune.generation import Observer, generate_latent, resolve
 from autoprune.pruning.agreement import agreed_scales, same_decisions
 from autoprune.pruning.plan import WHOLE_SCALE, Plan, ScalePlan, chunk_site
@@ -33,7 +35,8 @@ class Recording:
         """Returns where a generation of this plan may begin, None where it must run in full."""
         agreed, same = agreed_scales(self.plan, plan), same_decisions(self.plan.policy, plan.policy)
         for snapshot in reversed(self.snapshots):
-            if snapshot.scales <= agreed and (same or snapshot.single_from >= snapshot.scales):
+            last = self.plan.scales[snapshot.scales - 1].index
+            if snapshot.scales <= agreed and (same or snapshot.single_from > last):
                 return _wanted(snapshot, plan, decided=same)
         return None
 
@@ -75,7 +78,15 @@ class Recorder(Observer):
             return
         if state.plan.keys != KeyRule():  # such a rule moves keys within the buffers
             snapshot = replace(snapshot, keys=mapped(snapshot.keys, Tensor.clone))
+        elif len(clip_ranges(state.plan.schedule)) > 2:  # so does a third clip, which no longer sees the first
+            snapshot = replace(snapshot, keys=self._copied(snapshot.keys))
         self.snapshots.append(snapshot)
+
+    def _copied(self, keys: tuple[HeldKeys, ...]) -> tuple[HeldKeys, ...]:
+        """Returns copies of keys and values, those of the snapshot before where no clip has begun or left any since."""
+        before = self.snapshots[-1].keys if self.snapshots else ()
+        layouts = [[(held.shape, sizes) for held, _, sizes in each] for each in (before, keys)]
+        return before if layouts[0] == layouts[1] else mapped(keys, Tensor.clone)
 
 
 @torch.inference_mode()

@@ -25,7 +25,8 @@ def generate(
     sampling: Sampling | None = None,
     observer: Observer | None = None,
 ) -> Tensor:
-    """Generates one image a prompt, as generation.generate: float32 [B, 3, H, W] in [0, 1] on the backbone's device.
+    """Generates one image a prompt, as generation.generate: float32 [B, 3, H, W] in [0, 1] on the backbone's device, or
+    videos [B, 3, F, H, W].
 
     Warns, by Python's default once a policy and line of code, of a policy that prunes nothing and of one measured elsewhere.
     The size of the batch is the caller's traffic and not looked at.

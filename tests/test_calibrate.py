@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tiny_star import star
 
 from autoprune import calibrate
 from autoprune.backbones import load_backbone
@@ -22,9 +23,13 @@ from autoprune.measure.calibration_fit import (
     quantiles,
 )
 from autoprune.policy import Policy, fingerprint
-from autoprune.rules import DISCREPANCIES, LATENT_SCORERS, ProbeRule
+from autoprune.rules import DISCREPANCIES, LATENT_SCORERS, BranchRule, ProbeRule, StopRule
 from autoprune.search.calibration import LEVELS, Calibration
 from autoprune.search.prompt_files import read_prompts
+from autoprune.search.rank_table import rank_table
+from autoprune.search.space import SearchSpace, space_for
+from autoprune.search.space_file import read_space
+from tests.test_space import FILES
 
 TEXTS = ["a red circle", "two striped squares"]
 
@@ -173,7 +178,7 @@ def test_ranks_grow_with_the_energy_and_cover_every_chunk(samples, backbone) -> 
     table = np.array(list(found.ranks.values()))
     assert table.shape == (12, 6)
     assert (np.diff(table, axis=0) <= 0).all()
-    assert set(samples.ranks) == {5, 6}
+    assert set(samples.ranks) == set(range(6))
     assert found.rank_scale == 5
     assert len(found.discrepancies["kl_bits"][6]) == len(LEVELS)
 
@@ -216,15 +221,105 @@ def test_generation_decides_by_the_features_that_were_measured(samples, backbone
         assert watch.count == (5 if features[row, axis] >= between else 6)
 
 
+def test_another_length_has_a_calibration_of_its_own_schedule(video_backbone, tmp_path) -> None:
+    path = tmp_path / "tiny_video.json"
+    arguments = ["backbone=tiny_video", "weights=random", "prompts=2", "batch=2", "frames=1", f"output={path}"]
+    assert calibrate.main(arguments) == 0
+    found = Calibration.load(path)
+    assert found.fits(scale_schedule=fingerprint(video_backbone.scale_schedule(frames=1)), weights="")
+    assert found.rank_scale == 3 and set(found.changes["latent_l2"]) == {2, 3}
+
+
+MOVING = ["a red circle moving left", "a green ring growing"]
+
+
+@pytest.fixture(scope="module")
+def video_backbone():
+    return load_backbone("tiny_video", weights="random", dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def of_videos(video_backbone):
+    return collect(video_backbone, MOVING, seed=1, batch=2)
+
+
+class Rows(Observer):
+    """Notes the rows that the runs of each scale had."""
+
+    def __init__(self) -> None:
+        self.of: dict[int, int] = {}
+
+    def forward_done(self, scale, rows, tokens) -> None:
+        self.of[scale.index] = rows
+
+
+def rows_of(backbone, row: int, **decisions) -> dict[int, int]:
+    watch = Rows()
+    policy = Policy("tiny_video", backbone.depth, backbone.scale_schedule(), **decisions)
+    sampling = replace(backbone.sampling, first_sample=row)
+    generate(backbone, MOVING[row : row + 1], seed=1, policy=policy, sampling=sampling, observer=watch)
+    return watch.of
+
+
+@pytest.mark.parametrize("metric", LATENT_SCORERS)
+def test_a_video_stops_by_the_changes_of_its_clip_that_were_measured(video_backbone, of_videos, metric: str) -> None:
+    (changes,) = of_videos.changes[metric, 7]
+    assert changes.shape == (2, 2 * 8 * 8)
+    for row, largest in enumerate(changes.amax(1).tolist()):
+        for factor, last in ((1.001, 6), (0.999, 7)):
+            rule = StopRule(7, threshold=factor * largest, share=0.001, metric=metric)
+            assert max(rows_of(video_backbone, row, stop=rule)) == last
+
+
+@pytest.mark.parametrize("metric", DISCREPANCIES)
+def test_a_branch_of_a_video_is_dropped_by_the_differences_of_every_run(video_backbone, of_videos, metric: str) -> None:
+    runs = torch.stack(of_videos.differences[metric, 6])
+    assert runs.shape == (2, 2)
+    for row, least in enumerate(runs.amin(0).tolist()):
+        for factor, left in ((1.001, 1), (0.999, 2)):
+            rule = BranchRule("adaptive", 6, metric=metric, threshold=factor * least)
+            assert rows_of(video_backbone, row, guidance=rule)[7] == left
+
+
+def test_ranks_of_videos_are_of_the_last_clip_and_the_chunks_that_a_study_prunes() -> None:
+    backbone = star()
+    found = calibrate.summary(backbone, collect(backbone, ["a"], seed=1, batch=1), None, prompts=1)
+    chunks = space_for(read_space(FILES[0].parent / "unified.yaml"), backbone).target.chunks
+    assert chunks == 2 and rank_table(found, chunks) == found.ranks["0.96"]
+    assert found.rank_scale == 8 and found.probe is None
+
+
+def test_the_command_measures_videos_and_says_what_they_do_not_have(video_backbone, tmp_path, capsys) -> None:
+    path = tmp_path / "tiny_video.json"
+    assert calibrate.main(["backbone=tiny_video", "weights=random", "prompts=2", "batch=2", f"output={path}"]) == 0
+    assert "scales of tiny_video see no other scale of their clip and are not probed" in capsys.readouterr().out
+    found = Calibration.load(path)
+    assert set(found.discrepancies) == set(DISCREPANCIES) and set(found.changes) == set(LATENT_SCORERS)
+    assert all(set(rows) == set(range(8)) for rows in found.discrepancies.values())
+    assert all(set(rows) == {2, 3, 6, 7} for rows in found.changes.values())
+    plain = space_for(read_space(FILES[0].parent / "unified.yaml"), video_backbone)
+    known = SearchSpace(plain.definition, plain.target, found)
+    gained = {preset.name for preset in known.presets()} - {preset.name for preset in plain.presets()}
+    assert "ld-pruning" in gained
+    assert any(said.startswith("preset skipvar is left out: scales of tiny_video") for said in known.missing)
+    assert not any("needs a calibration" in said for said in known.missing)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["prompts=1"], "prompts must be at least 2"),
         (["batch=0"], "batch must be at least 1"),
+        (["frames=-1"], "frames must be at least 0"),
+        (["weights=random", "frames=9"], "tiny makes images only"),
         (["target_ssim=high"], "target_ssim must be a number"),
         (["target_ssim=1.5"], "above 0 and below 1"),
         (["alpha=0.9"], "choose from backbone"),
         (["backbone=giant"], "giant"),
+        (
+            ["backbone=infinitystar_480p", "weights=random"],
+            "makes videos, which scenes do not ask for; give prompts",
+        ),
         (["weights=random", "output=/proc/nowhere/tiny.json"], "must be writable"),
     ],
 )

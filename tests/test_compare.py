@@ -12,10 +12,12 @@ import pytest
 import torch
 from matplotlib.transforms import Bbox
 from PIL import Image, ImageSequence
+from tiny_star import star
 
 from autoprune import compare as command
 from autoprune.backbones import Sampling, load_backbone
 from autoprune.generation import Observer, generate
+from autoprune.measure.flops import transformer_shape
 from autoprune.policy import Policy
 from autoprune.pruning.plan import compile_plan
 from autoprune.rules import BranchRule, ScalePruning, StopRule
@@ -105,6 +107,41 @@ def test_tokens_are_counted_where_a_policy_decides_while_it_generates(backbone, 
     plan = compile_plan(policy, policy.scale_schedule, policy.depth)
     counter = ComputedTokens(plan)
     assert tokens_seen(backbone, policy, counter) == counter.tokens < 2 * computed_tokens(plan)
+
+
+class FromTheFirstScale(ComputedTokens):
+    """Drops what hooks saw of the text."""
+
+    def __init__(self, plan, sublayers, seen: list[int]) -> None:
+        super().__init__(plan, sublayers)
+        self._seen = seen
+
+    def scale_started(self, scale) -> None:
+        if scale.step == 0:
+            self._seen.clear()
+
+
+@pytest.mark.parametrize(
+    "decisions",
+    [
+        {},
+        {"scales": {8: ScalePruning(0.5, 6, sublayers=("ffn",))}},
+        {"scales": {7: ScalePruning(0.4, 6, granularity="scale")}, "fewer_repetitions": {8: 1}},
+        {"scales": {7: ScalePruning(0.9, 6, granularity="scale", select="threshold", threshold=0.5)}},
+        {"guidance": BranchRule("adaptive", 7, threshold=1e9), "scales": {7: ScalePruning(0.5, 6)}},
+    ],
+    ids=["dense", "one sublayer", "repetitions", "threshold", "adaptive branch"],
+)
+def test_tokens_of_videos_are_counted_run_by_run_where_blocks_have_two_sublayers(decisions):
+    backbone, seen = star(), []
+    policy = Policy(backbone.name, backbone.depth, backbone.scale_schedule(), **decisions)
+    plan, sublayers = backbone.plan(policy), transformer_shape(backbone.model).sublayers
+    for part in (part for block in backbone.model.layers() for part in (block.attn, block.mlp)):
+        part.register_forward_pre_hook(lambda _, given: seen.append(given[0][..., 0].numel()))
+    counter = FromTheFirstScale(plan, sublayers, seen)
+    generate(backbone, ["a"], policy=policy, observer=counter)
+    assert counter.tokens == sum(seen) <= computed_tokens(plan, sublayers)
+    assert policy.adaptive or sum(seen) == computed_tokens(plan, sublayers)
 
 
 def test_share_computed_by_hand():
@@ -220,6 +257,10 @@ def test_prompts_of_a_file_are_compared_without_scores(policy_file, tmp_path, ca
         (["rounds=0"], "rounds must be at least 1, got 0."),
         (["per_prompt=-1"], "per_prompt must be at least 0, got -1."),
         (["backbone=huge"], "unknown backbone 'huge'; choose from tiny"),
+        (
+            ["backbone=infinitystar_720p", "weights=random"],
+            "makes videos, which scenes do not ask for; give prompts",
+        ),
         (["search_spaces=best"], "unknown search space 'best'; choose from "),
         (["policies=missing.json"], "policy file 'missing.json' cannot be read (FileNotFoundError); "),
         (["policies=EMPTY"], "policies must be a policy file or a folder with some, "),

@@ -185,5 +185,7 @@ def test_the_embedded_backbones_are_scored_on_what_they_have_learnt(monkeypatch)
     for chosen in ("auto", "scenes", "motion"):
         quality = composed(monkeypatch, "backbone=tiny_video", f"quality={chosen}")[0].study.quality
         assert quality.name == "motion" and quality.metrics[-2:] == ("temporal_error", "flicker")
+    with pytest.raises(UserError, match="^backbone infinitystar_480p makes videos, which scenes do not ask for; give prompts"):
+        composed(monkeypatch, "backbone=infinitystar_480p", "quality=scenes")
     with pytest.raises(UserError, match=r"^quality motion is of moving scenes, .* set quality=scenes.$"):
         composed(monkeypatch, "quality=motion")

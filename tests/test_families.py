@@ -21,7 +21,6 @@ from autoprune.generation import generate
 from autoprune.measure.latency import plan_keys
 from autoprune.policy import Policy
 from autoprune.prefix import Recorder, Recording, record_prefix
-from autoprune.pruning.plan import compile_plan
 from autoprune.search.neighbour import mutated, random_vector
 from autoprune.search.progress import NullProgress
 from autoprune.search.prompt_files import read_prompts
@@ -71,7 +70,7 @@ def test_trials_that_start_where_others_were_are_bit_identical_in_the_family(fam
     vector, dense = random_vector(space, rng), record_prefix(backbone, ["7", "8"], seed=1, sampling=backbone.sampling)
     for _ in range(12):
         policy, recorder = space.policy(vector), Recorder()
-        plan = compile_plan(policy, policy.scale_schedule, policy.depth)
+        plan = backbone.plan(policy)
         start = shared.start(0, plan, lambda: dense)
         options = {"seed": 1, "observer": recorder, "start": start and start.snapshot}
         images = generate(backbone, ["7", "8"], policy=policy, **options)

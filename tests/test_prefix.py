@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_star import star
 
 from autoprune.backbones import load_backbone
 from autoprune.generation import Observer, generate
@@ -147,6 +148,80 @@ def test_random_policies_of_the_whole_space_are_bit_identical(backbone, prefix) 
     for _ in range(25):
         shortened += len(scales_run(backbone, space.policy(random_vector(space, rng)), prefix)) < 4
     assert shortened > 5
+
+
+class Runs(Observer):
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def scale_done(self, scale, logits, bits, latent) -> None:  # noqa: ANN001
+        self.steps.append(scale.step)
+
+
+def runs_of_video(backbone, policy: Policy, prefix: Recording) -> list[int]:  # noqa: ANN001
+    """Checks as `scales_run` that no bit changes, and returns the runs of scales that were left."""
+    seen, start = Runs(), prefix.start(backbone.plan(policy))
+    video = generate(backbone, PROMPTS, seed=5, policy=policy, start=start, observer=seen)
+    assert torch.equal(video, generate(backbone, PROMPTS, seed=5, policy=policy))
+    return seen.steps
+
+
+def video_policy(backbone, **decisions: object) -> Policy:  # noqa: ANN001
+    return Policy(backbone.name, backbone.depth, backbone.scale_schedule(), **decisions)
+
+
+@pytest.fixture(scope="module")
+def video_backbone():  # noqa: ANN201
+    return star()
+
+
+@pytest.fixture(scope="module")
+def of_video(video_backbone) -> Recording:  # noqa: ANN001
+    return record_prefix(video_backbone, PROMPTS, seed=5, sampling=video_backbone.sampling)
+
+
+VIDEO_CASES = {  # the scales of the video clip, 5 to 9, begin at runs 7, 8, 10, 13, 15
+    "dense": ({}, 15),
+    "skip": ({"skip_last": 2}, 12),
+    "pruned": ({"scales": {8: ScalePruning(0.5, 6, "spatiotemporal", granularity="scale")}}, 13),
+    "fewer repetitions": ({"fewer_repetitions": {8: 1}}, 15),
+    "branch": ({"guidance": BranchRule("cond", 8)}, 13),
+    "extrapolated": ({"guidance": BranchRule("cond", 8, "extrapolate")}, 13),
+    "adaptive guidance": ({"guidance": BranchRule("adaptive", 7, threshold=1e9)}, 10),
+    "stop": ({"stop": StopRule(8, threshold=0.0, share=0.0)}, 13),
+}
+
+
+@pytest.mark.parametrize("name", VIDEO_CASES)
+def test_a_video_starts_at_the_run_from_which_on_it_differs(video_backbone, of_video, name: str) -> None:  # noqa: ANN001
+    decisions, first = VIDEO_CASES[name]
+    assert runs_of_video(video_backbone, video_policy(video_backbone, **decisions), of_video)[0] == first
+
+
+def test_a_video_goes_on_from_one_whose_branch_the_data_dropped_until_then(video_backbone) -> None:  # noqa: ANN001
+    dropped = {"guidance": BranchRule("adaptive", 7, threshold=1e9)}
+    policy, recorder = video_policy(video_backbone, **dropped), Recorder()
+    generate(video_backbone, PROMPTS, seed=5, policy=policy, observer=recorder)
+    recording = Recording(video_backbone.plan(policy), tuple(recorder.snapshots))
+    assert runs_of_video(video_backbone, video_policy(video_backbone, **dropped, skip_last=1), recording)[0] == 14
+    assert runs_of_video(video_backbone, video_policy(video_backbone), recording)[0] == 13
+
+
+def test_random_policies_of_videos_are_bit_identical(video_backbone, of_video) -> None:  # noqa: ANN001
+    space, rng = space_for(read_space(UNIFIED), video_backbone), np.random.default_rng(0)
+    assert sum(runs_of_video(video_backbone, space.policy(random_vector(space, rng)), of_video)[0] > 7 for _ in range(8)) > 5
+
+
+def test_keys_of_snapshots_outlive_the_third_clip() -> None:
+    backbone = star(frames=97)
+    recorder = Recorder()
+    generate(backbone, PROMPTS[:1], seed=5, observer=recorder)
+    recording = Recording(backbone.plan(None), tuple(recorder.snapshots))
+    dense = generate(backbone, PROMPTS[:1], seed=5)
+    for scales in (6, 15, 16, 24):
+        start = next(snapshot for snapshot in recording.snapshots if snapshot.scales == scales)
+        assert torch.equal(generate(backbone, PROMPTS[:1], seed=5, start=start), dense)
+    assert len({keys.data_ptr() for keys in (snapshot.keys[0][0] for snapshot in recording.snapshots)}) == 4
 
 
 def tensors(value: object) -> list[torch.Tensor]:

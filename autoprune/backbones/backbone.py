@@ -115,6 +115,13 @@ class Backbone:
         return self.model.depth
 
     @property
+    def chunks(self) -> int:
+        """Number of groups of blocks that are pruned together: StageVAR's eight, of InfinityStar the model's own, as in
+        StageVAR's code for it."""
+        by_clip = self.model.course(self.scale_schedule()).by_clip
+        return self.model.config.chunks if by_clip else Policy.chunks
+
+    @property
     def skippable(self) -> bool:
         """Returns whether the last scales may be left out: not where the last one alone gets a continuous residual."""
         return not self.model.refines

@@ -145,19 +145,24 @@ def star_caption(prompt: str, sampling: Sampling) -> str:
     return f"{head}{prompt}, Close-up on big objects, emphasize scale and detail"
 
 
+def star_sampling(scales: int) -> Sampling:
+    """Returns the settings of the authors' scripts for clips of so many scales: five seconds of 9:16."""
+    return Sampling(
+        guidance=34.0,
+        projected=0.05,
+        temperature=(1.0,) * scales + (0.4,) * scales * _MOST_CLIPS,
+        h_div_w=0.571,
+        frames=5 * FRAMES_PER_SECOND + 1,
+    )
+
+
 def _star(config: StarConfig, folder: str, *, detail_places: int) -> BackboneSpec:
     scales = len(config.image_repetitions)
     return BackboneSpec(
         family=STAR_FAMILY,
         transformer=config,
         tokenizer=VideoTokenizerConfig(detail_places=detail_places),
-        sampling=Sampling(
-            guidance=34.0,
-            projected=0.05,
-            temperature=(1.0,) * scales + (0.4,) * scales * _MOST_CLIPS,
-            h_div_w=0.571,
-            frames=5 * FRAMES_PER_SECOND + 1,
-        ),
+        sampling=star_sampling(scales),
         schedule_for=video_schedules(scales),
         files=ReleasedFiles((folder,), ("infinitystar_videovae.pth",), "FoundationVision/InfinityStar on Hugging Face", _T5),
         caption=star_caption,

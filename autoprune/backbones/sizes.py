@@ -17,13 +17,11 @@ _BLOCK = re.compile(r"(?:block_chunks\.(\d+)\.module|blocks)\.(\d+)\.")
 
 def transformer_config(state: State) -> TransformerConfig:
     """Returns the sizes of an Infinity transformer with these tensors, whichever way its blocks are nested."""
-    places = {(int(chunk or 0), int(block)) for chunk, block in _BLOCK.findall(" ".join(state))}
-    chunks = 1 + max(chunk for chunk, _ in places)
-    first = "block_chunks.0.module.0" if any(key.startswith("block_chunks") for key in state) else "blocks.0"
+    depth, chunks, first = nesting(state)
     return TransformerConfig(
         width=state["pos_start"].shape[-1],
         heads=state[f"{first}.sa.scale_mul_1H11"].shape[1],
-        depth=len(places),
+        depth=depth,
         chunks=chunks,
         token_bits=state["head.weight"].shape[0] // 2,
         text_width=state["text_norm.weight"].shape[0],
@@ -62,6 +60,13 @@ def transformer_state(state: dict[str, Tensor], *, config: TransformerConfig) ->
 def tokenizer_state(state: dict[str, Tensor], *, expected: State) -> dict[str, Tensor]:
     """Returns a tokenizer's state dict with the two wrappers that some official files leave out."""
     return wrapped_keys(state, expected)
+
+
+def nesting(state: State) -> tuple[int, int, str]:
+    """Returns how many blocks a state dict has, in how many chunks, and the first block's name."""
+    places = {(int(chunk or 0), int(block)) for chunk, block in _BLOCK.findall(" ".join(state))}
+    first = "block_chunks.0.module.0" if any(key.startswith("block_chunks") for key in state) else "blocks.0"
+    return len(places), 1 + max(chunk for chunk, _ in places), first
 
 
 def nested_key(key: str, config: Nesting) -> str:

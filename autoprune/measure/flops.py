@@ -16,6 +16,7 @@ from autoprune.backbones.infinitystar import InfinityStar
 from autoprune.backbones.layers import CrossAttention
 from autoprune.measure.held_keys import key_counts
 from autoprune.pruning.plan import WHOLE_SCALE, Plan, ScalePlan, chunk_site, site
+from autoprune.rules import SUBLAYERS
 
 MACS = 2  # FLOPs of a multiply-accumulate
 
@@ -58,6 +59,11 @@ class TransformerShape:
     early_head: int = 0
     early_scales: int = 0
     clip: int = 0
+
+    @property
+    def sublayers(self) -> tuple[str, ...]:
+        """Returns the sublayers that its blocks have."""
+        return SUBLAYERS if self.crosses else tuple(name for name in SUBLAYERS if name != "ca")
 
     def head_at(self, scale: int) -> int:
         """Returns the weights of the head that a scale's tokens meet."""
@@ -201,9 +207,8 @@ def _reducing(plan: Plan, scale: ScalePlan, shape: TransformerShape) -> Iterator
         return
     frames, height, width = scale.grid
     cells = frames * -(-height // rule.cell) * -(-width // rule.cell)
-    names = ("sa", "ca", "ffn") if shape.crosses else ("sa", "ffn")
     for layer in range(plan.depth):
-        for name in names:
+        for name in shape.sublayers:
             if site(layer, name) in scale.pruned_sites:
                 yield (scale.tokens - cells) * cells * shape.width
 

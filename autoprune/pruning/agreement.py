@@ -9,9 +9,9 @@ from autoprune.rules import KeyRule
 
 
 def agreed_scales(recorded: Plan, wanted: Plan) -> int:
-    """Returns how many scales from the first a generation of `wanted` may take over from one of `recorded`.
+    """Returns how many runs of scales from the first a generation of `wanted` may take over from one of `recorded`.
 
-    At least one scale of `wanted` is left to run. What data decided in the recorded generation alone is not known here: a
+    At least one run of `wanted` is left. What data decided in the recorded generation alone is not known here: a
     branch that it dropped early (autoprune/prefix.py looks at that).
     """
     rules = recorded.policy, wanted.policy
@@ -22,7 +22,8 @@ def agreed_scales(recorded: Plan, wanted: Plan) -> int:
         if not _alike(ours, theirs, same_chunks=recorded.chunks == wanted.chunks):
             break
         alike += 1
-    return min(most, alike, _until_keys_differ(recorded.keys, wanted.keys), _until_decided(*rules), _until_replaced(*rules))
+    settled = sum(scale.index < min(_until_decided(*rules), _until_replaced(*rules)) for scale in wanted.scales)
+    return min(most, alike, settled, _until_keys_differ(recorded.keys, wanted.keys))
 
 
 def same_decisions(recorded: Policy, wanted: Policy) -> bool:
@@ -53,7 +54,7 @@ def _untouched(rule: KeyRule) -> float:
 
 
 def _until_decided(recorded: Policy, wanted: Policy) -> float:
-    """Returns how many scales run before the data decides anything that it did not decide in the recorded generation."""
+    """Returns the first scale at which the data decides anything that it did not decide in the recorded generation."""
     decides = [float("inf")]
     if wanted.stop and wanted.stop != recorded.stop:
         decides.append(wanted.stop.from_scale)
@@ -64,7 +65,7 @@ def _until_decided(recorded: Policy, wanted: Policy) -> float:
 
 
 def _until_replaced(recorded: Policy, wanted: Policy) -> float:
-    """Returns how many scales run before what replaces a dropped branch differs: its last effect must have been kept."""
+    """Returns the first scale at which what replaces a dropped branch differs: its last effect must have been kept."""
     ours, theirs = recorded.guidance.replacement, wanted.guidance.replacement
     if ours == theirs:
         return float("inf")

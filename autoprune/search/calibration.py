@@ -30,9 +30,10 @@ class Calibration:
 
     `scale_schedule` is its fingerprint, `weights` their revision. `ranks` maps an energy share (alpha, as text such as
     "0.96") to the share of tokens each chunk needs at `rank_scale`, the first scale that is projected; the number of chunks
-    is that of a policy's default. `probe` is the fitted decision. `discrepancies[metric][scale]` are quantiles over prompts
-    (at LEVELS) of the difference of the branches at that scale; `changes[metric][scale]` over prompts and positions
-    of the change of the latent known before that scale (the last two scales before it).
+    is that of the backbone. `probe` is the fitted decision, None also where scales run clip by clip.
+    `discrepancies[metric][scale]` are quantiles over prompts (at LEVELS) of the difference of the branches at that scale;
+    `changes[metric][scale]` over prompts and positions of the change of the latent of its clip known before that scale (by
+    the last run before it). A scale that runs several times counts each time.
     """
 
     backbone: str

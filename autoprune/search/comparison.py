@@ -13,18 +13,20 @@ from autoprune.errors import UserError
 from autoprune.generation import Observer, generate
 from autoprune.measure.device import device_identity
 from autoprune.measure.drift import drift_of
+from autoprune.measure.flops import computed_tokens as tokens_at
+from autoprune.measure.flops import transformer_shape
 from autoprune.measure.latency import Timing, timed
 from autoprune.measure.memory import PeakMemory
 from autoprune.measure.metrics.similarity import psnr, ssim
 from autoprune.measure.statistics import bootstrap_interval, median_and_spread
 from autoprune.policy import Policy
-from autoprune.pruning.plan import WHOLE_SCALE, Plan, ScalePlan, chunk_site, compile_plan, site
+from autoprune.pruning.plan import Plan, ScalePlan, compile_plan
 from autoprune.rules import SUBLAYERS
 from autoprune.search.comparison_records import DENSE, Candidate, ComparedPolicy, Comparison, ComparisonSettings
 from autoprune.search.prompt_files import PromptFile
 from autoprune.search.quality import check_texts, make_quality
 from autoprune.search.records import Measurement
-from autoprune.search.settings import EMBEDDED, QualitySettings
+from autoprune.search.settings import QualitySettings, world_of
 from autoprune.search.tally import concatenated, score_fields, speed_up_fields
 
 if TYPE_CHECKING:
@@ -72,45 +74,39 @@ def compare(
     )
 
 
-def share_computed(plan: Plan) -> float:
-    """Returns computed tokens / those of a dense run: sums over run scales, layers, sublayers and guidance branches.
+def share_computed(plan: Plan, sublayers: Sequence[str] = SUBLAYERS) -> float:
+    """Returns computed tokens / those of a dense run: sums over runs of scales, layers, their sublayers and guidance branches.
 
     Of a plan that depends on the data it is the most that can be computed; ComputedTokens counts what was.
     """
-    return computed_tokens(plan) / computed_tokens(compile_plan(None, plan.schedule, plan.depth, plan.course))
+    dense = compile_plan(None, plan.schedule, plan.depth, plan.course)
+    return computed_tokens(plan, sublayers) / computed_tokens(dense, sublayers)
 
 
-def computed_tokens(plan: Plan) -> int:
+def computed_tokens(plan: Plan, sublayers: Sequence[str] = SUBLAYERS) -> int:
     """Returns the tokens that all sublayers of a guided generation of one image compute."""
     return sum(
-        (2 if scale.branch == "both" else 1) * _computed_at(scale, layer, chunk=chunk, sublayer=sublayer)
+        (2 if scale.branch == "both" else 1) * tokens_at(scale, layer, chunk, sublayer)
         for scale in plan.scales
         for chunk, layers in enumerate(plan.chunks)
         for layer in layers
-        for sublayer in SUBLAYERS
+        for sublayer in sublayers
     )
 
 
 class ComputedTokens(Observer):
     """Counts in `tokens` what sublayers compute in real generations of a plan, which may decide on the way."""
 
-    def __init__(self, plan: Plan) -> None:
-        self._plan, self.tokens = plan, 0
+    def __init__(self, plan: Plan, sublayers: Sequence[str] = SUBLAYERS) -> None:
+        self._plan, self._sublayers, self.tokens = plan, sublayers, 0
 
     def forward_done(self, scale: ScalePlan, rows: int, tokens: int) -> None:
-        group = next(group for group in self._plan.groups if group[0].index == scale.index)
+        group = next(group for group in self._plan.groups if group[0].step == scale.step)
         for layer in range(self._plan.depth):
             chunk = self._plan.chunk_of(layer)
-            for sublayer in SUBLAYERS:
-                most = sum(_computed_at(member, layer, chunk=chunk, sublayer=sublayer) for member in group)
+            for sublayer in self._sublayers:
+                most = sum(tokens_at(member, layer, chunk, sublayer) for member in group)
                 self.tokens += rows * min(tokens, most)
-
-
-def _computed_at(scale: ScalePlan, layer: int, *, chunk: int, sublayer: str) -> int:
-    if chunk_site(chunk) in scale.pruned_sites:
-        return scale.kept_chunks[chunk]
-    pruned = WHOLE_SCALE in scale.pruned_sites or site(layer, sublayer) in scale.pruned_sites
-    return scale.kept if pruned else scale.tokens
 
 
 @dataclass(frozen=True)
@@ -140,12 +136,13 @@ class _Run:
         settings: ComparisonSettings,
         prompts: PromptFile | None,
     ) -> None:
-        quality = QualitySettings(name=EMBEDDED.get(backbone.name, "scenes"))
+        quality = QualitySettings() if prompts else QualitySettings(name=world_of(backbone.name))
         self._backbone, self._settings = backbone, settings
         self._policies = {candidate.name: candidate.policy for candidate in candidates}
         self._quality = make_quality(quality, prompts)
         self._prompts = self._quality.prompts("held_out", settings.prompts, seed=settings.seed)
         self._seed = settings.seed + quality.held_out_seed
+        self._sublayers = transformer_shape(backbone.model).sublayers
         self._peaks: dict[str, float] = {}
         self._shares: dict[str, float] = {}
         self._alone: list[dict[str, float]] = []
@@ -184,13 +181,14 @@ class _Run:
     def _measure_memory(self, progress: "NullProgress") -> None:
         """Runs everybody once on the first batch, which warms up too, and counts what those compute that decide on the way."""
         progress.phase("warm-up and memory", len(self._policies))
-        dense = computed_tokens(self._plan(DENSE)) * len(self.texts[: self._settings.batch])
+        dense = computed_tokens(self._plan(DENSE), self._sublayers) * len(self.texts[: self._settings.batch])
         for name, policy in self._policies.items():
-            counter = ComputedTokens(self._plan(name))
+            plan = self._plan(name)
+            counter = ComputedTokens(plan, self._sublayers)
             with PeakMemory(self._backbone.device) as memory:
                 self._generate(name, (0, self._settings.batch), observer=counter)
             self._peaks[name] = memory.megabytes
-            self._shares[name] = counter.tokens / dense if policy.adaptive else share_computed(self._plan(name))
+            self._shares[name] = counter.tokens / dense if policy.adaptive else share_computed(plan, self._sublayers)
             progress.step()
 
     def _round(self, turn: int, progress: "NullProgress") -> _Round:

@@ -35,6 +35,7 @@ from autoprune.search.settings import (
     SamplerSettings,
     StorageSettings,
     StudySettings,
+    world_of,
 )
 from autoprune.search.space_file import space_from_document
 from autoprune.search.storage import shown
@@ -202,10 +203,11 @@ def _quality(chosen: QualitySettings, prompts: PromptFile | None, *, backbone: s
     """
     if prompts is None and backbone not in EMBEDDED and chosen.name == "auto":
         raise UserError(f"backbone {backbone} needs your prompts; give prompts=FILE, one a line (of VAR: class numbers).")
-    own = EMBEDDED.get(backbone, "scenes")
-    if chosen.name == "motion" != own:
+    if chosen.name == "motion" != EMBEDDED.get(backbone):
+        own = EMBEDDED.get(backbone, "scenes")
         raise UserError(f"quality motion is of moving scenes, which {backbone} has not learnt; set quality={own}.")
     if prompts is None and chosen.name in (AUTO, "scenes"):
+        own = world_of(backbone)
         over_time = own == "motion" and chosen.metrics == QualitySettings.metrics
         return replace(chosen, name=own, metrics=chosen.metrics + OVER_TIME if over_time else chosen.metrics)
     return chosen if chosen.name != AUTO else replace(chosen, name="fidelity")

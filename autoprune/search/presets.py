@@ -13,6 +13,7 @@ from autoprune.search.knobs import Count, Target, Value
 from autoprune.search.space_file import PresetSetting
 
 _FROM_THE_END = ("pruned_scales", "single_branch_scales", "group_scales")  # counted back from the last scale that runs
+_BEYOND_CLIPS = {"group": "grouped", "probe": "probed"}  # as validity.py refuses them
 
 
 class LeftOut(UserError):
@@ -38,9 +39,10 @@ def placed(setting: PresetSetting, target: Target, calibration: Calibration | No
             entries |= knob.placed(value)
     if entries.get("scorer") == "spatiotemporal" and not target.moves:
         entries["scorer"] = "latent_cos"  # which ranks tokens alike where there is one frame
-    if target.course.by_clip and entries.get("ending") == "group":
+    if target.course.by_clip and entries.get("ending") in _BEYOND_CLIPS:
         raise LeftOut(
-            f"preset {setting.name} is left out: scales of {target.backbone} do not see each other, so none are grouped."
+            f"preset {setting.name} is left out: scales of {target.backbone} do not see each other, so none are "
+            f"{_BEYOND_CLIPS[entries['ending']]}."
         )
     if not target.skippable:
         entries = _run_in_full(setting, entries, target)

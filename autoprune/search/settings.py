@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from autoprune.backbones.official import RELEASED
 from autoprune.errors import UserError, unknown_name
 from autoprune.measure.metrics import METRICS
 from autoprune.measure.metrics.suite import check_metrics
@@ -214,6 +215,20 @@ class StudySettings:
             raise UserError(f"quality {name} makes its own prompts, got {self.prompts.source!r}; set quality=fidelity.")
         for split, count in self.quality.counts.items():
             self.prompts.take(split, count)
+
+
+def world_of(backbone: str) -> str:
+    """Returns the quality whose prompts a backbone is asked for where there are none of the user's.
+
+    Raises UserError for one that makes videos and has learnt no embedded world: scenes are scored as images.
+    """
+    spec = RELEASED.get(backbone)
+    if spec is not None and spec.sampling.frames is not None:
+        raise UserError(
+            f"backbone {backbone} makes videos, which scenes do not ask for; give prompts of your own (prompts=FILE of a "
+            "search, prompts_file=FILE of other commands)."
+        )
+    return EMBEDDED.get(backbone, "scenes")
 
 
 def _at_least(name: str, value: float, least: int) -> None:

@@ -7,7 +7,7 @@ switch, exotic pieces need others to be active, and no way of ending early ends 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -141,10 +141,8 @@ def space_for(definition: SpaceDefinition, backbone: "Backbone") -> SearchSpace:
     """Returns the space on a loaded backbone, with its calibration if one fits."""
     schedule = backbone.scale_schedule()
     calibration = find_calibration(backbone.name, scale_schedule=fingerprint(schedule), weights=backbone.revision)
-    course = backbone.model.course(schedule)
-    target = Target(backbone.name, backbone.depth, schedule, skippable=backbone.skippable, course=course)
-    if course.by_clip:
-        target = replace(target, chunks=backbone.model.config.chunks)  # StageVAR's code for InfinityStar prunes these
+    facts = {"skippable": backbone.skippable, "course": backbone.model.course(schedule), "chunks": backbone.chunks}
+    target = Target(backbone.name, backbone.depth, schedule, **facts)
     return SearchSpace(definition, target, calibration)
 
 
