@@ -14,6 +14,7 @@ from autoprune.policy import Policy
 from autoprune.pruning.plan import Plan, compile_plan
 
 GRAPHS = ("auto", "none")
+KEYS = ("auto", "device", "host")
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,8 @@ class Backbone:
     """Everything a generation reads. `revision` is the sha256 of the weights, empty for random ones.
 
     `graphs` keeps CUDA graphs of the blocks between generations; None runs every kernel from Python. `caption` turns a prompt
-    into the text that the authors train with. `schedule_for` takes frames too where there are videos.
+    into the text that the authors train with. `schedule_for` takes frames too where there are videos. `keys` is where keys and
+    values lie, device or host memory; `auto` is the device until a memory plan says more (measure/memory_plan.py).
     """
 
     name: str
@@ -105,6 +107,7 @@ class Backbone:
     decoding: Decoding = Decoding()
     graphs: GraphCache | None = field(default=None, compare=False)
     caption: Callable[[str, Sampling], str] | None = None
+    keys: str = field(default="device", compare=False)
 
     @property
     def depth(self) -> int:
@@ -159,6 +162,13 @@ class Backbone:
             raise unknown_name("graphs choice", wanted, GRAPHS)
         used = wanted == "auto" and self.device.type == "cuda"
         return replace(self, graphs=GraphCache(self.device) if used else None)
+
+    def with_keys(self, wanted: str = "auto") -> "Backbone":
+        """Returns the same backbone with keys and values on the device, in host memory (`host`, without CUDA graphs), or there
+        where they do not fit a CUDA device (`auto`)."""
+        if wanted not in KEYS:
+            raise unknown_name("keys choice", wanted, KEYS)
+        return replace(self, keys="device" if wanted == "auto" and self.device.type != "cuda" else wanted)
 
     def encode_text(self, prompts: Sequence[str], sampling: Sampling | None = None) -> Features:
         """Encodes prompts for the transformer, in the authors' form for this sampling, by default its own."""

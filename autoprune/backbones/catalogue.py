@@ -28,13 +28,15 @@ def load_backbone(
     dtype: str = "auto",
     text: TextOptions | str | None = None,
     graphs: str = "auto",
+    keys: str = "auto",
 ) -> Backbone:
     """Loads a backbone for inference.
 
     `weights` is the folder with the released files, or "random" for the true shapes with seeded random values; of the embedded
     ones a safetensors file, None for the one shipped in the package. `dtype` is the precision of the blocks: "auto" takes
     bfloat16 where the device computes it natively. `text` says where a text encoder is: its folder, or more options. `graphs`:
-    "auto" uses CUDA graphs on a CUDA device (graphs.py), "none" never. On CPUs the process keeps freed memory from then on
+    "auto" uses CUDA graphs on a CUDA device (graphs.py), "none" never. `keys`: keys and values lie on the "device", in "host"
+    memory, or there where they do not fit a CUDA device ("auto"). On CPUs the process keeps freed memory from then on
     (allocator.py), and a small model its weights twice (linear.py).
     Raises UserError for an unknown name or dtype and for files that do not fit.
     """
@@ -46,7 +48,7 @@ def load_backbone(
     if place.type == "cpu":
         keep_freed_memory()
     options = text if isinstance(text, TextOptions) else TextOptions(folder=text or None)
-    backbone = _built(name, weights, target, options).with_graphs(graphs)
+    backbone = _built(name, weights, target, options).with_graphs(graphs).with_keys(keys)
     pack_linears(backbone.model)
     return backbone
 
@@ -59,8 +61,8 @@ def native_bfloat16(device: torch.device) -> bool:
 
 @dataclass(frozen=True)
 class LoadArguments:
-    """What every command takes to load a backbone; `text` is the folder of a text encoder, `graphs` auto or none,
-    `decode_memory_mb` and `compiler` are those of backbones/decoding.py."""
+    """What every command takes to load a backbone; `text` is the folder of a text encoder, `graphs` auto or none, `keys` auto,
+    device or host, `decode_memory_mb` and `compiler` are those of backbones/decoding.py."""
 
     backbone: str = "tiny"
     weights: str | None = None
@@ -68,13 +70,14 @@ class LoadArguments:
     dtype: str = "auto"
     device: str | None = None
     graphs: str = "auto"
+    keys: str = "auto"
     decode_memory_mb: int = 0
     compiler: str = "auto"
 
     def load(self) -> Backbone:
         """Returns the loaded backbone. Raises UserError."""
         decoding = Decoding(self.decode_memory_mb, self.compiler)
-        options = {"device": self.device, "dtype": self.dtype, "text": self.text, "graphs": self.graphs}
+        options = {"device": self.device, "dtype": self.dtype, "text": self.text, "graphs": self.graphs, "keys": self.keys}
         return replace(load_backbone(self.backbone, weights=self.weights, **options), decoding=decoding)
 
 
