@@ -32,6 +32,7 @@ from autoprune.measure.calibration_fit import (
     quantiles,
 )
 from autoprune.measure.metrics.similarity import ssim
+from autoprune.measure.placement import with_fitting_keys
 from autoprune.policy import Policy, fingerprint
 from autoprune.pruning.decisions import discrepancy, latent_change, probe_features
 from autoprune.pruning.plan import ScalePlan
@@ -131,7 +132,7 @@ def _calibrate(choices: Choices) -> str:
 
     path = Path(choices.output) if choices.output else calibration_path(choices.backbone)
     texts = _texts(choices)
-    backbone = choices.load()
+    backbone = with_fitting_keys(choices.load(), batch=choices.batch)
     if backbone.model.course(backbone.scale_schedule()).by_clip:
         raise UserError(
             f"calibration runs scales once each, as {backbone.name} does not; use policies without thresholds there."

@@ -94,7 +94,7 @@ class Backbone:
 
     `graphs` keeps CUDA graphs of the blocks between generations; None runs every kernel from Python. `caption` turns a prompt
     into the text that the authors train with. `schedule_for` takes frames too where there are videos. `keys` is where keys and
-    values lie, device or host memory; `auto` is the device until a memory plan says more (measure/memory_plan.py).
+    values lie, device or host memory; `auto` is the device until a memory plan says more (measure/placement.py).
     """
 
     name: str

@@ -43,14 +43,19 @@ def load_backbone(
     if name not in BACKBONES:
         raise unknown_name("backbone", name, BACKBONES)
     check_process()
-    place = _device(device)
-    target = Target(place, _compute_dtype(dtype, place))
-    if place.type == "cpu":
+    target = target_for(device, dtype)
+    if target.device.type == "cpu":
         keep_freed_memory()
     options = text if isinstance(text, TextOptions) else TextOptions(folder=text or None)
     backbone = _built(name, weights, target, options).with_graphs(graphs).with_keys(keys)
     pack_linears(backbone.model)
     return backbone
+
+
+def target_for(device: str | torch.device | None, dtype: str) -> Target:
+    """Returns the device and the precision that these arguments of `load_backbone` mean here. Raises UserError."""
+    place = _device(device)
+    return Target(place, _compute_dtype(dtype, place))
 
 
 def native_bfloat16(device: torch.device) -> bool:
