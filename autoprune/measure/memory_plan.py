@@ -57,7 +57,12 @@ class MemoryPlan:
     @property
     def resident(self) -> int:
         """Returns the peak above the loaded model as a CPU's memory is filled."""
-        return max(self.scales + self.host - self.unwritten, self.decoding)
+        return max(self.resident_scales, self.decoding)
+
+    @property
+    def resident_scales(self) -> int:
+        """Returns the same of the loop alone."""
+        return self.scales + self.host - self.unwritten
 
     def above_loaded(self, device: torch.device) -> int:
         """Returns what autoprune/measure/memory.py would measure on this device above the loaded model."""
