@@ -93,7 +93,7 @@ class HostedBuffer(KeyValueBuffer):
     def __init__(self, shape: Shape, *, dtype: torch.dtype, device: torch.device, stream: "KeyStream") -> None:
         """`shape` as above; `device` is where attention runs. Heads lie behind tokens, so that those of a row are one piece."""
         rows, heads, capacity, width = shape
-        place = {"pin_memory": True} if device.type == "cuda" else {"device": device}
+        place = {"device": "cpu", "pin_memory": True} if device.type == "cuda" else {"device": device}
         memory = [torch.empty(rows, capacity, heads, width, dtype=dtype, **place) for _ in range(2)]
         self.keys, self.values = (each.transpose(1, 2) for each in memory)
         self.length, self.sizes = 0, []
