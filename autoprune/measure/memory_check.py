@@ -86,13 +86,15 @@ def _check_video(case: MemoryCase) -> dict[str, dict[str, float]]:
     def scales(placed: Backbone, policy: Policy) -> torch.Tensor:
         return generate_latent(placed, resolve(placed, [PROMPT], placed.plan(policy), seed=0, sampling=placed.sampling))
 
+    @torch.inference_mode()
+    def decode() -> torch.Tensor:
+        return backbone.decode(latent)
+
     latent = scales(backbone, policies_of(backbone)["last scale skipped"])
     for name, (placed, policy) in _cases(backbone).items():
         plan = predicted_peak(placed.plan(policy), placed, [PROMPT])
         rows[f"scales, {name}"] = _row(case, plan.resident_scales, placed, partial(scales, placed, policy))
-    rows["decoding"] = _row(
-        case, plan.decoding - latent.nbytes, backbone, torch.inference_mode()(partial(backbone.decode, latent))
-    )
+    rows["decoding"] = _row(case, plan.decoding - latent.nbytes, backbone, decode)
     return rows
 
 
