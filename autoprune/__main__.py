@@ -87,7 +87,7 @@ def _take_part(run: "RunSettings", crew: "Crew") -> None:
     """Loads the backbone and runs this process's part of the study; who leads it writes and prints the report."""
     from rich.console import Console
 
-    from autoprune.search.fitting import fitted
+    from autoprune.search.fitting import fitted, with_keys_placed
     from autoprune.search.progress import RichProgress
     from autoprune.search.report import write_page, write_report
     from autoprune.search.study import of_device, run_study
@@ -95,7 +95,7 @@ def _take_part(run: "RunSettings", crew: "Crew") -> None:
 
     screen = terminal(os.environ)
     log_apart(crew, run.study.folder, screen)
-    backbone = run.backbone.load()
+    backbone = with_keys_placed(run.study, run.backbone.load())
     settings = fitted(of_device(run.study, backbone) if run.per_device else run.study, backbone)
     tracker, command = _tracker(run, settings.folder, screen), _command(settings)
     try:

@@ -26,8 +26,9 @@ from autoprune.measure.device import device_identity
 from autoprune.measure.latency import Timing, interleaved
 from autoprune.measure.loading import LoadingCase, measure_loading
 from autoprune.measure.memory import PeakMemory
-from autoprune.measure.memory_check import MemoryCase, check_memory
+from autoprune.measure.memory_check import VIDEO, MemoryCase, check_memory
 from autoprune.measure.overhead import OverheadCase, measure_overhead
+from autoprune.measure.placement import PROMPT, loaded_or_planned, with_fitting_keys
 from autoprune.measure.scale_table import memory_table, scale_table
 from autoprune.measure.scales import measure_scales
 from autoprune.measure.scaling_table import scaling_table
@@ -36,7 +37,6 @@ from autoprune.rules import BranchRule, ScalePruning
 
 USAGE = "python -m autoprune.bench batch=16 policies=outputs/tiny-unified/policies"
 SUITES = ("policies", "overhead", "loading", "search", "scaling", "storage", "scales", "memory", "bars")
-PROMPT = "a red circle left of a striped blue square"
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ class Choices(LoadArguments):
     `suite` policies times whole generations of a backbone, overhead the selection and restoration of one large scale, loading
     measures host memory while a synthetic sharded checkpoint of 1 GB is read, search compares samplers (six minutes), scaling
     does so for up to 256 simulated workers (ten minutes), storage times the journal and the PostgreSQL server at `url`, scales
-    reports FLOPs, time and memory of every scale (`presets=true`: of every preset too), memory compares predictions, bars
+    reports FLOPs, time and memory of every scale (`presets=true`: of every preset too; `device=meta`, or random weights that do
+    not fit: without times), memory compares predictions of images and a video, bars
     checks what runtime and search must reach, at sizes of its own whatever `backbone` and `batch` say (eight minutes). The
     record goes to the file `json`.
     """
@@ -148,11 +149,11 @@ def _bench(choices: Choices) -> str:
 
 
 def _policies(choices: Choices) -> dict[str, object]:
-    backbone = choices.load()
+    backbone = with_fitting_keys(choices.load(), batch=choices.batch)
     policies = probe_policies(backbone) | loaded_policies(choices.policies)
     return {
         "machine": device_identity(backbone.device, backbone.dtype),
-        "backbone": {"name": backbone.name, "weights": backbone.revision, "scale_schedule": backbone.scale_schedule()},
+        "backbone": _described(backbone),
         "policies": bench_policies(backbone, policies, choices),
         "attention": bench_attention(backbone, choices),
     }
@@ -193,13 +194,14 @@ def _searching(choices: Choices) -> dict[str, object]:
 
 def _scales(choices: Choices) -> dict[str, object]:
     check_writable(Path(choices.json).parent, what="json", remedy="choose another file")
-    backbone = choices.load()
-    presets, left_out = _presets(backbone) if choices.presets == "true" else ({}, [])
+    backbone, left_out = loaded_or_planned(choices, batch=choices.batch)
+    presets, missing = _presets(backbone) if choices.presets == "true" else ({}, [])
+    left_out += missing
     policies = presets | loaded_policies(choices.policies)
     record = {
         "what": "2 FLOPs a multiply-accumulate, medians in milliseconds; share is achieved FLOP/s / the best matrix product's",
         "machine": device_identity(backbone.device, backbone.dtype),
-        "backbone": {"name": backbone.name, "weights": backbone.revision, "scale_schedule": backbone.scale_schedule()},
+        "backbone": _described(backbone),
         "scales": measure_scales(backbone, policies, batch=choices.batch, rounds=choices.rounds, prompt=PROMPT),
     }
     try:
@@ -209,6 +211,11 @@ def _scales(choices: Choices) -> dict[str, object]:
     except ModuleNotFoundError as error:
         left_out.append(f'the plot is left out: it needs {error.name}; run: pip install "autoprune[search]".')
     return record | {"left_out": left_out}
+
+
+def _described(backbone: Backbone) -> dict[str, object]:
+    described = {"name": backbone.name, "weights": backbone.revision, "scale_schedule": backbone.scale_schedule()}
+    return described | {"keys": backbone.keys}
 
 
 def _presets(backbone: Backbone) -> tuple[dict[str, Policy], list[str]]:
@@ -226,13 +233,14 @@ def _presets(backbone: Backbone) -> tuple[dict[str, Policy], list[str]]:
 
 
 def _memory(choices: Choices) -> dict[str, object]:
-    case = MemoryCase()
+    cases = {"infinity": MemoryCase(), "infinitystar 480p": VIDEO}
+    rows = {name: check_memory(case) for name, case in cases.items()}
     return {
         "what": "MB above the loaded model of one generation; ratio is predicted / measured",
         "batch": 1,
         "machine": device_identity(torch.device("cpu"), torch.float32),
-        "case": asdict(case),
-        "memory": check_memory(case),
+        "cases": {name: asdict(case) for name, case in cases.items()},
+        "memory": {f"{name}, {policy}": row for name, table in rows.items() for policy, row in table.items()},
     }
 
 

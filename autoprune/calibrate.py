@@ -36,6 +36,7 @@ from autoprune.measure.calibration_samples import (
     probed,
     projected_scale,
 )
+from autoprune.measure.placement import with_fitting_keys
 from autoprune.policy import fingerprint
 from autoprune.rules import ProbeRule
 from autoprune.search.calibration import LEVELS, Calibration, calibration_path
@@ -98,6 +99,7 @@ def _calibrate(choices: Choices) -> str:
     backbone = choices.load()
     if choices.frames:
         backbone = backbone.sampled(frames=choices.frames)
+    backbone = with_fitting_keys(backbone, batch=choices.batch)
     check_texts(texts, backbone, batch=choices.batch)
     check_writable(path.parent, what="output folder", remedy="choose another file")
     samples = collect(backbone, texts, seed=choices.seed, batch=choices.batch)

@@ -57,6 +57,7 @@ def _measured(choices: Choices) -> "tuple[Comparison, tuple[str, ...]]":
     import PIL  # noqa: F401
     import torchmetrics  # noqa: F401
 
+    from autoprune.measure.placement import with_fitting_keys
     from autoprune.search.comparison import compare
     from autoprune.search.comparison_records import ComparisonSettings, file_candidates, preset_candidates
     from autoprune.search.progress import RichProgress
@@ -71,7 +72,7 @@ def _measured(choices: Choices) -> "tuple[Comparison, tuple[str, ...]]":
     else:
         prompts.take("held_out", settings.prompts, setting="prompts")
     check_writable(Path(choices.output), what="output", remedy="choose another folder")
-    backbone = choices.load()
+    backbone = with_fitting_keys(choices.load(), batch=choices.batch)
     space = _space(choices, backbone)
     candidates = preset_candidates(space)
     if choices.policies:

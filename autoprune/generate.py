@@ -18,6 +18,7 @@ from autoprune.errors import UserError
 from autoprune.files import write_whole
 from autoprune.generation import generate
 from autoprune.measure.latency import interleaved
+from autoprune.measure.placement import with_fitting_keys
 from autoprune.policy import Policy
 from autoprune.production import doubts
 from autoprune.video_files import SUFFIXES, check_video_name, write_video
@@ -64,6 +65,7 @@ def _generate(choices: Choices) -> str:
     changes = {name: getattr(choices, name) for name in ("guidance", "temperature", "negative", "h_div_w", "frames")}
     backbone = load_backbone(choices.backbone, weights=choices.weights, text=choices.text)
     backbone = backbone.sampled(**{name: value for name, value in changes.items() if value is not None})
+    backbone = with_fitting_keys(backbone, batch=1)
     if choices.h_div_w is not None or choices.frames is not None:
         policy = policy.for_schedule(backbone.scale_schedule())
     policy.check_prunes()

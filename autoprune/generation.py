@@ -64,7 +64,8 @@ class Request:
 
     `guidance_layers`: 0 guides the logits, -n the hidden state after the n-th block from the end (official
     cfg_insertion_layer). `projected` is the limit of projected guidance (backbones/guidance.py), None for the plain one.
-    `given_bits[s]` [B, N, d] or code numbers [B, N] replace what run s of a scale draws (official gt_leak).
+    `given_bits[s]` [B, N, d] or code numbers [B, N] replace what run s of a scale draws (official gt_leak). `hosts_keys` says
+    that keys and values stay in host memory (backbones/kv_buffer.py).
     """
 
     text: Features
@@ -78,6 +79,7 @@ class Request:
     given_bits: tuple[Tensor, ...] = ()
     seed: int = 0
     samples: tuple[int, ...] = field(default=(0,))
+    hosts_keys: bool = False
 
 
 def generate_latent(
@@ -85,7 +87,7 @@ def generate_latent(
 ) -> Tensor:
     """Runs the scale loop, from a snapshot on if one is given, and returns the latent [B, d, (T,) H, W] to decode."""
     observer = observer or Observer()
-    usable = backbone.graphs is not None and not observer.looks_inside
+    usable = backbone.graphs is not None and not observer.looks_inside and not request.hosts_keys
     with backbone.graphs.borrowed() if usable else nullcontext() as graphs:
         return _run_scales(backbone, GenerationState(backbone.model, request, observer, start, graphs), observer, start)
 
@@ -213,4 +215,5 @@ def resolve(backbone: Backbone, prompts: Sequence[str], plan: Plan, *, seed: int
         given_bits=sampling.given,
         seed=seed,
         samples=samples,
+        hosts_keys=backbone.keys == "host",
     )

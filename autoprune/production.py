@@ -13,6 +13,7 @@ from autoprune.backbones import Backbone, Sampling
 from autoprune.errors import UserError
 from autoprune.generation import Observer
 from autoprune.measure.device import device_conditions
+from autoprune.measure.placement import with_fitting_keys
 from autoprune.policy import Policy
 
 
@@ -31,6 +32,7 @@ def generate(
     Warns, by Python's default once a policy and line of code, of a policy that prunes nothing and of one measured elsewhere.
     The size of the batch is the caller's traffic and not looked at.
     """
+    backbone = with_fitting_keys(backbone, batch=max(1, len(prompts)))
     for sentence in doubts(policy, backbone) if policy is not None else ():
         warnings.warn(sentence, stacklevel=2)
     return generation.generate(backbone, prompts, policy=policy, seed=seed, sampling=sampling, observer=observer)

@@ -17,7 +17,7 @@ from autoprune.backbones.family import Conditioning, Transformer
 from autoprune.backbones.graphs import GraphCache, layout
 from autoprune.backbones.guidance import projected_difference
 from autoprune.backbones.infinity import Step
-from autoprune.backbones.kv_buffer import HeldKeys, KeyValueBuffer
+from autoprune.backbones.kv_buffer import HeldKeys, KeyStream, KeyValueBuffer
 from autoprune.backbones.rope import gather_rotation
 from autoprune.noise import placed, standard_normal
 from autoprune.policy import Grid, token_count
@@ -116,7 +116,7 @@ class GenerationState:
                 self.layout = layout(self.conditioning)
                 return graphs, buffers
         capacities = [prefix + self.plan.key_capacity(layer) for layer in range(self.plan.depth)]
-        return None, model.buffers_for(rows, capacities)
+        return None, model.buffers_for(rows, capacities, KeyStream() if self.request.hosts_keys else KeyValueBuffer)
 
     def ends_before(self, scale: ScalePlan) -> bool:
         """Returns whether the data said that this scale and later ones need not run."""
@@ -247,7 +247,7 @@ class GenerationState:
 
     def _residual_noise(self, scale: int, step: int, shape: tuple[int, ...]) -> Tensor:
         """Draws normal noise [B, *shape] of a step of the residual, each sample from its own address."""
-        seed, count, device = self.request.seed, math.prod(shape), self.buffers[0].keys.device
+        seed, count, device = self.request.seed, math.prod(shape), self.buffers[0].device
         drawn = [standard_normal((seed, sample, scale), count, stream=f"residual:{step}") for sample in self.request.samples]
         return placed(torch.stack(drawn).view(-1, *shape), device)
 
@@ -266,12 +266,12 @@ class GenerationState:
                 return _attend_in_order(q, keys, values, sizes)
             out = attend(q, keys, values, scale=scale)
             if share < 1:
-                self._shrink(buffer, q, group[0])
+                self._shrink(buffer, keys, q, group[0])
             return out
 
         return attention
 
-    def _shrink(self, buffer, q: Tensor, scale: ScalePlan) -> None:  # noqa: ANN001 (KeyValueBuffer)
+    def _shrink(self, buffer: KeyValueBuffer, keys: Tensor, q: Tensor, scale: ScalePlan) -> None:
         """Keeps of a layer's keys the share of the budget that window queries attend to most."""
         rule = self.plan.keys
         seen = self.model.prefix_tokens + sum(token_count(grid) for grid in self.plan.schedule[: scale.index + 1])
@@ -284,7 +284,7 @@ class GenerationState:
             window = torch.linspace(
                 0, q.shape[2] - 1, min(rule.window, q.shape[2]), dtype=torch.float32, device=q.device
             ).long()
-        scores = importance(q[:, :, window], buffer.keys[:, :, : buffer.length], scale=1.0)
+        scores = importance(q[:, :, window], keys, scale=1.0)
         buffer.keep(select_keys(scores, count, always=buffer.length - q.shape[2] + window))
 
 

@@ -15,6 +15,7 @@ from autoprune.backbones import Backbone, LoadArguments, Sampling
 from autoprune.errors import UserError
 from autoprune.measure.device import device_conditions
 from autoprune.measure.metrics.similarity import IDENTICAL_PSNR
+from autoprune.measure.placement import with_fitting_keys
 from autoprune.measure.reproduction import Agreement, Estimate, agreement
 from autoprune.policy import Policy
 from autoprune.policy_text import QUANTITIES, estimate_text, place_text
@@ -130,6 +131,7 @@ def _from_file(choices: Choices, measured: Mapping[str, object]) -> dict[str, ob
 def _answer(choices: Choices, policy: Policy) -> Answer:
     prompts = _prompts(choices, policy.measured)
     backbone = _sampled(choices.load(), policy.provenance.get("sampling") or {})
+    backbone = with_fitting_keys(backbone, batch=choices.batch)
     backbone.check_policy(policy)
     conditions = device_conditions(backbone.device, backbone.dtype)
     elsewhere = policy.mismatches(conditions | {"batch": choices.batch})

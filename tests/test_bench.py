@@ -9,14 +9,17 @@ import torch
 
 from autoprune import bench
 from autoprune.backbones import Backbone, load_backbone
+from autoprune.backbones.released import Target, random_backbone
 from autoprune.errors import UserError
 from autoprune.measure.loading import LoadingCase, measure_loading
 from autoprune.measure.overhead import OverheadCase, measure_overhead
+from autoprune.measure.scale_table import scale_table
 from autoprune.measure.scales import measure_scales
 from autoprune.policy import Policy, token_count
 from autoprune.rules import BranchRule, ScalePruning
 from tests.test_flops import hart, var
 from tests.test_imports import SEARCH_PACKAGES, run_without
+from tests.tiny_star import SPEC, star
 
 
 def test_record_holds_ratios_and_the_machine(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -118,3 +121,28 @@ def test_a_policy_that_prunes_nothing_is_refused(tmp_path: Path) -> None:
     nothing = Policy("tiny", 6, ((1, 1, 1), (1, 4, 4)), {1: ScalePruning(0.99, 0)}, name="nothing")
     with pytest.raises(UserError, match="a policy must change something on its schedule, 'nothing' runs every token"):
         bench.loaded_policies(str(nothing.save(tmp_path / "nothing.json")))
+
+
+def test_scales_plans_shapes_that_have_no_values(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record, shown = scales_record(tmp_path, capsys, "backbone=var_d16", "device=meta")
+    dense = record["scales"]["policies"]["dense"]
+    assert [row["tokens"] for row in dense["forwards"]] == [side * side for side in (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)]
+    assert all(row["gflop"] > 0 and row["ms"] is None and row["share"] is None for row in dense["forwards"])
+    assert dense["ms"] is None and dense["peak_memory_mb"] is None and record["scales"]["matmul_ceiling_gflops"] is None
+    assert dense["forwards"][-1]["key_value_mb"] == pytest.approx(dense["predicted"]["key_values_mb"])
+    assert record["machine"]["device"] == "meta" and record["left_out"] == ["times, as device=meta has shapes only"]
+    assert "planned, nothing was timed" in shown and (tmp_path / "scales.png").stat().st_size > 10000
+
+
+def test_planned_scales_are_those_that_run() -> None:
+    timed = measure_scales(star(), {}, batch=1, rounds=1, prompt="a cat")
+    shapes = random_backbone("infinitystar_480p", SPEC, Target(torch.device("meta"), torch.float32)).sampled(frames=17)
+    planned = measure_scales(shapes, {}, batch=1, rounds=1, prompt="a cat")
+    names = ("scales", "scale", "clip", "repetition", "tokens", "kept", "rows", "gflop", "gflop_parts", "key_value_mb")
+    rows = [[{name: row[name] for name in names} for row in each["policies"]["dense"]["forwards"]] for each in (timed, planned)]
+    assert rows[0] == rows[1]
+    places = [(row["clip"], row["scale"], row["repetition"]) for row in rows[0]]
+    assert places[:4] == [(0, 0, 0), (0, 0, 1), (0, 1, 0), (0, 2, 0)] and places[-1] == (1, 9, 0) and len(places) == 16
+    assert timed["policies"]["dense"]["predicted"] == planned["policies"]["dense"]["predicted"]
+    table = "\n".join(scale_table(planned))
+    assert "1:7          3" in table and "1:9          1" in table, "the third scale of the clip runs three times"

@@ -1,17 +1,20 @@
 """Predicted memory against what processes really need, and the layouts of keys and values by hand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from autoprune.backbones.allocation_trace import AllocationTrace, on_meta
 from autoprune.backbones.official import RELEASED
 from autoprune.generation import Observer, generate
-from autoprune.measure.memory_check import MemoryCase, check_memory, policies_of, random_infinity
+from autoprune.measure.memory_check import VIDEO, MemoryCase, check_memory, policies_of, random_infinity
 from autoprune.measure.memory_plan import compared_layouts, key_value_bytes, official_key_value_bytes, predicted_peak
 from autoprune.policy import BranchRule, KeyRule, Policy, ScalePruning, StopRule
 from autoprune.pruning.plan import compile_plan
 from autoprune.state import GenerationState
 from tests.test_flops import hart, var
+from tests.tiny_star import star
 
 SMALL = MemoryCase(width=256, depth=2, heads=4, pixel_budget="0.06M", decoder_base=8)
 
@@ -42,7 +45,7 @@ def test_a_copy_on_meta_has_the_structure_and_precision_of_the_model() -> None:
 
 def test_predicted_is_near_measured_for_every_kind_of_policy() -> None:
     rows = check_memory(MemoryCase(width=512, depth=4, pixel_budget="0.06M", decoder_base=8, runs=1))
-    assert len(rows) == 6
+    assert len(rows) == 7
     for name, row in rows.items():
         apart = abs(row["predicted"] - row["measured"])
         assert row["measured"] > 15 and apart < 0.1 * row["measured"] + 6, (name, row)  # libraries keep a few MB of their own
@@ -109,3 +112,29 @@ def test_official_infinity_2b_needs_half_as_much_again_for_keys_and_values() -> 
     copies = 4 * (tokens - last) - 2 * last  # the last layer's old keys beside its new ones, its values not yet grown
     assert official == width * rows * (6 * tokens * depth + copies)
     assert compared_layouts(plan, width=width, rows=rows)["ratio"] == official / ours == pytest.approx(1.513, abs=0.001)
+
+
+@pytest.mark.parametrize("family", [var, hart, star, lambda: random_infinity(SMALL)])
+def test_keys_in_host_memory_leave_two_layers_on_the_device(family) -> None:  # noqa: ANN001
+    backbone, held = family(), {}
+    hosted, plan = backbone.with_keys("host"), backbone.plan(None)
+
+    class Watch(Observer):
+        def group_done(self, state: GenerationState, latent: torch.Tensor) -> None:
+            held["host"] = sum(buffer.keys.nbytes + buffer.values.nbytes for buffer in state.buffers)
+            slots = state.buffers[0]._stream._slots
+            held["key_values"] = sum(memory.nbytes for slot in slots for memory in slot._memory)
+
+    generate(hosted, ["1"], observer=Watch())
+    here, there = predicted_peak(plan, backbone, ["1"]), predicted_peak(plan, hosted, ["1"])
+    assert held == {part: getattr(there, part) for part in held} and there.host == here.key_values and here.host == 0
+    assert there.transient == here.transient, "the dry run counts two layers on the device and nothing else more"
+    assert there.scales - here.scales == there.key_values - here.key_values < 0
+    assert there.resident_scales == there.scales + there.host
+
+
+def test_predicted_is_near_measured_on_the_scales_of_480p() -> None:
+    rows = check_memory(replace(VIDEO, width=128, depth=1, decoder_base=2, frames=1))
+    assert len(rows) == 8
+    for name, row in rows.items():
+        assert abs(row["predicted"] - row["measured"]) < 0.1 * row["measured"] + 6, (name, row)

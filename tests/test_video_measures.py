@@ -9,6 +9,7 @@ from tiny_star import star
 
 from autoprune.backbones import Backbone
 from autoprune.generation import Observer, generate
+from autoprune.measure import memory_plan
 from autoprune.measure.flops import scale_flops, text_flops, transformer_shape, workload
 from autoprune.measure.held_keys import key_counts
 from autoprune.measure.memory_plan import predicted_peak
@@ -111,3 +112,16 @@ def test_an_image_of_the_same_backbone_is_measured_like_any_other() -> None:
     work = workload(backbone, backbone.encode_text(["1", "2"]))
     computed = [flops.total for flops in scale_flops(backbone.plan(policy), shape, work)]
     assert computed == pytest.approx(counted(backbone, policy), rel=0.01)
+
+
+@pytest.mark.parametrize("frames", [1, 17, 33])
+def test_runs_that_a_dry_run_leaves_out_need_no_more(frames: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone, plans = star(frames), {}
+    names = POLICIES if frames == 17 else ["dense"]
+    for name in names:
+        plan = backbone.plan(policy_of(backbone, name))
+        plans[name] = plan, predicted_peak(plan, backbone, ["a", "b"])
+        assert len(memory_plan._decisive(plan).groups) < 0.7 * len(plan.groups)
+    monkeypatch.setattr(memory_plan, "_decisive", lambda plan: plan)
+    for plan, decisive in plans.values():
+        assert predicted_peak(plan, backbone, ["a", "b"]) == decisive

@@ -15,6 +15,7 @@ from autoprune.pruning.plan import Plan, compile_plan
 
 GRAPHS = ("auto", "none")
 DEFAULT_FRAME_RATE = 8.0  # slow enough to see what moves in the nine frames of tiny_video
+KEYS = ("auto", "device", "host")
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,8 @@ class Backbone:
 
     `graphs` keeps CUDA graphs of the blocks between generations; None runs every kernel from Python. `caption` turns a prompt
     into the text that the authors train with. `schedule_for` takes frames too where there are videos, which show `frame_rate`
-    frames a second.
+    frames a second. `keys` is where keys and values lie, device or host memory; `auto` is the device until a memory plan says
+    more (measure/placement.py).
     """
 
     name: str
@@ -108,6 +110,7 @@ class Backbone:
     graphs: GraphCache | None = field(default=None, compare=False)
     caption: Callable[[str, Sampling], str] | None = None
     frame_rate: float = DEFAULT_FRAME_RATE
+    keys: str = field(default="device", compare=False)
 
     @property
     def depth(self) -> int:
@@ -169,6 +172,13 @@ class Backbone:
             raise unknown_name("graphs choice", wanted, GRAPHS)
         used = wanted == "auto" and self.device.type == "cuda"
         return replace(self, graphs=GraphCache(self.device) if used else None)
+
+    def with_keys(self, wanted: str = "auto") -> "Backbone":
+        """Returns the same backbone with keys and values on the device, in host memory (`host`, without CUDA graphs), or there
+        where they do not fit a CUDA device (`auto`)."""
+        if wanted not in KEYS:
+            raise unknown_name("keys choice", wanted, KEYS)
+        return replace(self, keys="device" if wanted == "auto" and self.device.type != "cuda" else wanted)
 
     def encode_text(self, prompts: Sequence[str], sampling: Sampling | None = None) -> Features:
         """Encodes prompts for the transformer, in the authors' form for this sampling, by default its own."""

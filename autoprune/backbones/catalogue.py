@@ -28,27 +28,34 @@ def load_backbone(
     dtype: str = "auto",
     text: TextOptions | str | None = None,
     graphs: str = "auto",
+    keys: str = "auto",
 ) -> Backbone:
     """Loads a backbone for inference.
 
     `weights` is the folder with the released files, or "random" for the true shapes with seeded random values; of the embedded
     ones a safetensors file, None for the one shipped in the package. `dtype` is the precision of the blocks: "auto" takes
     bfloat16 where the device computes it natively. `text` says where a text encoder is: its folder, or more options. `graphs`:
-    "auto" uses CUDA graphs on a CUDA device (graphs.py), "none" never. On CPUs the process keeps freed memory from then on
+    "auto" uses CUDA graphs on a CUDA device (graphs.py), "none" never. `keys`: keys and values lie on the "device", in "host"
+    memory, or there where they do not fit a CUDA device ("auto"). On CPUs the process keeps freed memory from then on
     (allocator.py), and a small model its weights twice (linear.py).
     Raises UserError for an unknown name or dtype and for files that do not fit.
     """
     if name not in BACKBONES:
         raise unknown_name("backbone", name, BACKBONES)
     check_process()
-    place = _device(device)
-    target = Target(place, _compute_dtype(dtype, place))
-    if place.type == "cpu":
+    target = target_for(device, dtype)
+    if target.device.type == "cpu":
         keep_freed_memory()
     options = text if isinstance(text, TextOptions) else TextOptions(folder=text or None)
-    backbone = _built(name, weights, target, options).with_graphs(graphs)
+    backbone = _built(name, weights, target, options).with_graphs(graphs).with_keys(keys)
     pack_linears(backbone.model)
     return backbone
+
+
+def target_for(device: str | torch.device | None, dtype: str) -> Target:
+    """Returns the device and the precision that these arguments of `load_backbone` mean here. Raises UserError."""
+    place = _device(device)
+    return Target(place, _compute_dtype(dtype, place))
 
 
 def native_bfloat16(device: torch.device) -> bool:
@@ -59,8 +66,8 @@ def native_bfloat16(device: torch.device) -> bool:
 
 @dataclass(frozen=True)
 class LoadArguments:
-    """What every command takes to load a backbone; `text` is the folder of a text encoder, `graphs` auto or none,
-    `decode_memory_mb` and `compiler` are those of backbones/decoding.py."""
+    """What every command takes to load a backbone; `text` is the folder of a text encoder, `graphs` auto or none, `keys` auto,
+    device or host, `decode_memory_mb` and `compiler` are those of backbones/decoding.py."""
 
     backbone: str = "tiny"
     weights: str | None = None
@@ -68,13 +75,14 @@ class LoadArguments:
     dtype: str = "auto"
     device: str | None = None
     graphs: str = "auto"
+    keys: str = "auto"
     decode_memory_mb: int = 0
     compiler: str = "auto"
 
     def load(self) -> Backbone:
         """Returns the loaded backbone. Raises UserError."""
         decoding = Decoding(self.decode_memory_mb, self.compiler)
-        options = {"device": self.device, "dtype": self.dtype, "text": self.text, "graphs": self.graphs}
+        options = {"device": self.device, "dtype": self.dtype, "text": self.text, "graphs": self.graphs, "keys": self.keys}
         return replace(load_backbone(self.backbone, weights=self.weights, **options), decoding=decoding)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from autoprune.backbones.cnn_autoencoder import Network
-from autoprune.backbones.kv_buffer import KeyValueBuffer
+from autoprune.backbones.kv_buffer import BufferKind, KeyValueBuffer
 from autoprune.clips import ONCE_EACH, Course
 from autoprune.policy import Grid
 
@@ -58,8 +58,8 @@ class Transformer(Protocol):
 
     def condition(self, features: Features) -> Conditioning: ...
 
-    def buffers_for(self, rows: int, capacities: list[int]) -> list[KeyValueBuffer]:
-        """Allocates one K/V buffer a layer."""
+    def buffers_for(self, rows: int, capacities: list[int], make: BufferKind = KeyValueBuffer) -> list[KeyValueBuffer]:
+        """Makes one K/V buffer a layer."""
 
     def first_tokens(self, conditioning: Conditioning) -> Tensor:
         """Returns what the first scale begins with, [R, prefix_tokens + 1, C]."""

@@ -69,6 +69,11 @@ class GraphCache:
         self._buffers: list[KeyValueBuffer] = []
         self._weights: tuple[int, ...] = ()
 
+    @property
+    def key_bytes(self) -> int:
+        """Returns the bytes of the K/V buffers, which generations without graphs find taken."""
+        return sum(buffer.keys.nbytes + buffer.values.nbytes for buffer in self._buffers)
+
     @contextmanager
     def borrowed(self) -> Iterator["GraphCache | None"]:
         """Lends all this to one generation; yields None to another that runs meanwhile, and outside of inference mode."""

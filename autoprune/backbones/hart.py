@@ -21,7 +21,7 @@ from autoprune.backbones.hart_layers import (
     rotary_factors,
 )
 from autoprune.backbones.infinity import Step
-from autoprune.backbones.kv_buffer import KeyValueBuffer
+from autoprune.backbones.kv_buffer import BufferKind, KeyValueBuffer
 from autoprune.backbones.layers import RMSNorm, without_autocast
 from autoprune.backbones.residual_diffusion import NumberEmbedding, ResidualDiffusion
 from autoprune.backbones.schedules import square_schedule
@@ -209,11 +209,11 @@ class Hart(OneClip, nn.Module):
         gain, shift = self.head_nm.ada_lin(context.amax(dim=1, keepdim=True)).chunk(2, dim=-1)
         return Conditioning(context, features.positions, (gain + 1, shift))
 
-    def buffers_for(self, rows: int, capacities: list[int]) -> list[KeyValueBuffer]:
-        """Allocates one K/V buffer a layer."""
+    def buffers_for(self, rows: int, capacities: list[int], make: BufferKind = KeyValueBuffer) -> list[KeyValueBuffer]:
+        """Makes one K/V buffer a layer."""
         config, device = self.config, self.head.weight.device
         shapes = [(rows, config.heads, capacity, config.width // config.heads) for capacity in capacities]
-        return [KeyValueBuffer(shape, dtype=self.compute_dtype, device=device) for shape in shapes]
+        return [make(shape, dtype=self.compute_dtype, device=device) for shape in shapes]
 
     def first_tokens(self, conditioning: Conditioning) -> Tensor:
         """Returns the context tokens [R, L, C]; the output of the last one is scale 0."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from autoprune.backbones.attention import attend
 from autoprune.backbones.family import OneClip
-from autoprune.backbones.kv_buffer import KeyValueBuffer
+from autoprune.backbones.kv_buffer import BufferKind, KeyValueBuffer
 from autoprune.backbones.layers import CrossAttention, FeedForward, RMSNorm, SelfAttention, TextPool, modulate, without_autocast
 from autoprune.backbones.nested_blocks import NestedBlocks
 from autoprune.backbones.rope import gather_rotation, rotation
@@ -171,11 +171,11 @@ class Infinity(OneClip, NestedBlocks, nn.Module):
             mask=mask,
         )
 
-    def buffers_for(self, rows: int, capacities: list[int]) -> list[KeyValueBuffer]:
-        """Allocates one K/V buffer a layer."""
+    def buffers_for(self, rows: int, capacities: list[int], make: BufferKind = KeyValueBuffer) -> list[KeyValueBuffer]:
+        """Makes one K/V buffer a layer."""
         config, device = self.config, self.pos_start.device
         shapes = [(rows, config.heads, capacity, config.width // config.heads) for capacity in capacities]
-        return [KeyValueBuffer(shape, dtype=self.compute_dtype, device=device) for shape in shapes]
+        return [make(shape, dtype=self.compute_dtype, device=device) for shape in shapes]
 
     def first_tokens(self, conditioning: Conditioning) -> Tensor:
         """Returns the single token of scale 0, [R, 1, C], with its level embedding."""

@@ -13,7 +13,7 @@ from autoprune.backbones.attention import attend
 from autoprune.backbones.family import Schedule
 from autoprune.backbones.hart_layers import LlamaFeedForward
 from autoprune.backbones.infinity import Step
-from autoprune.backbones.kv_buffer import KeyValueBuffer
+from autoprune.backbones.kv_buffer import BufferKind, KeyValueBuffer
 from autoprune.backbones.layers import RMSNorm, without_autocast
 from autoprune.backbones.linear import linear
 from autoprune.backbones.nested_blocks import NestedBlocks
@@ -201,11 +201,11 @@ class InfinityStar(NestedBlocks, nn.Module):
         """Returns the keys and values of the text."""
         return conditioning.keys
 
-    def buffers_for(self, rows: int, capacities: list[int]) -> list[KeyValueBuffer]:
-        """Allocates one K/V buffer a layer."""
+    def buffers_for(self, rows: int, capacities: list[int], make: BufferKind = KeyValueBuffer) -> list[KeyValueBuffer]:
+        """Makes one K/V buffer a layer."""
         config, device = self.config, self.head.weight.device
         shapes = [(rows, config.key_heads, capacity, config.head_width) for capacity in capacities]
-        return [KeyValueBuffer(shape, dtype=self.compute_dtype, device=device) for shape in shapes]
+        return [make(shape, dtype=self.compute_dtype, device=device) for shape in shapes]
 
     def first_tokens(self, conditioning: Conditioning) -> Tensor:
         """Returns the single token of scale 0, [R, 1, C]: a latent of zeros, as in the first scale of every clip."""

@@ -73,7 +73,7 @@ def share_weights(model: nn.Module, state: Mapping[str, Tensor], *, what: str) -
 
 def fill_at_random(model: nn.Module, placement: Placement) -> None:
     """Gives a model on the meta device random values of sane size in place: true shapes and speed without any file."""
-    generator = torch.Generator(placement.device).manual_seed(0)
+    generator = None if placement.device.type == "meta" else torch.Generator(placement.device).manual_seed(0)
     for key, tensor in model.state_dict().items():
         if not tensor.is_floating_point():
             _assign(model, key, torch.zeros_like(tensor, device=placement.device))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from autoprune.backbones.backbone import Sampling
 from autoprune.backbones.family import OneClip
 from autoprune.backbones.infinity import Step
-from autoprune.backbones.kv_buffer import KeyValueBuffer
+from autoprune.backbones.kv_buffer import BufferKind, KeyValueBuffer
 from autoprune.backbones.layers import FeedForward, SelfAttention, modulate, without_autocast
 from autoprune.backbones.schedules import square_schedule
 from autoprune.errors import UserError
@@ -198,11 +198,11 @@ class VAR(OneClip, nn.Module):
             head_modulation=(head_gain + 1, head_shift),
         )
 
-    def buffers_for(self, rows: int, capacities: list[int]) -> list[KeyValueBuffer]:
-        """Allocates one K/V buffer a layer."""
+    def buffers_for(self, rows: int, capacities: list[int], make: BufferKind = KeyValueBuffer) -> list[KeyValueBuffer]:
+        """Makes one K/V buffer a layer."""
         config, device = self.config, self.pos_start.device
         shapes = [(rows, config.heads, capacity, config.width // config.heads) for capacity in capacities]
-        return [KeyValueBuffer(shape, dtype=self.compute_dtype, device=device) for shape in shapes]
+        return [make(shape, dtype=self.compute_dtype, device=device) for shape in shapes]
 
     def first_tokens(self, conditioning: Conditioning) -> Tensor:
         """Returns the single token of scale 0, [R, 1, C]: class, start, level and position."""

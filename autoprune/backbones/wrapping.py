@@ -52,7 +52,7 @@ def wrap(
     kind = looks_like(model.state_dict())
     if kind not in _WRAPPED:
         raise UserError(f"wrap takes {' or '.join(_WRAPPED)}, this is {kind}; pass the authors' model object.")
-    return _WRAPPED[kind](model, vae, _encoder(text), (pixel_budget, sampling)).with_graphs()
+    return _WRAPPED[kind](model, vae, _encoder(text), (pixel_budget, sampling)).with_graphs().with_keys()
 
 
 def _infinity(model: nn.Module, vae: nn.Module, encoder: TextEncoder, options: tuple[str, Sampling | None]) -> Backbone:

@@ -26,7 +26,8 @@ FLOAT32, BFLOAT16 = 4, 2  # bytes
 @dataclass(frozen=True)
 class MemoryPlan:
     """Bytes of one generation. Of the parts, `weights` (transformer, tokenizer, text encoder) stay for ever, and
-    `key_values`, `text_key_values` and `caches` (what restoration reads) until the last scale is done.
+    `key_values`, `text_key_values` and `caches` (what restoration reads) until the last scale is done. Where keys and
+    values lie in host memory, `host` bytes of it, `key_values` are the two layers of them that the device holds.
 
     `scales` and `decoding` are the most needed at once besides the weights, parts included, in the loop and in the decoder,
     which decodes the batch whole (where less is free, backbones/decoding.py needs less).
@@ -38,6 +39,7 @@ class MemoryPlan:
     key_values: int
     text_key_values: int
     caches: int
+    host: int
     unwritten: int
     scales: int
     decoding: int
@@ -49,13 +51,18 @@ class MemoryPlan:
 
     @property
     def allocated(self) -> int:
-        """Returns the peak above the loaded model as device allocators count it."""
+        """Returns the peak above the loaded model as device allocators count it, host memory left out."""
         return max(self.scales, self.decoding)
 
     @property
     def resident(self) -> int:
         """Returns the peak above the loaded model as a CPU's memory is filled."""
-        return max(self.scales - self.unwritten, self.decoding)
+        return max(self.resident_scales, self.decoding)
+
+    @property
+    def resident_scales(self) -> int:
+        """Returns the same of the loop alone."""
+        return self.scales + self.host - self.unwritten
 
     def above_loaded(self, device: torch.device) -> int:
         """Returns what autoprune/measure/memory.py would measure on this device above the loaded model."""
@@ -76,21 +83,21 @@ def predicted_peak(plan: Plan, backbone: Backbone, prompts: Sequence[str]) -> Me
     dry = _dry(backbone, prompts)
     _fill_caches(dry, plan, prompts)
     with AllocationTrace() as scales:
-        latent = _latent(dry, plan, prompts)
+        latent = _latent(dry, _decisive(plan), prompts)
     with torch.inference_mode(), AllocationTrace() as decoding:
         dry.decode(latent)
+    lasting = _lasting(plan, backbone, dry.encode_text(prompts))
     return MemoryPlan(
         weights=sum(map(_tensor_bytes, _modules(backbone))),
-        scales=scales.peak,
+        scales=scales.peak - lasting["host"],  # which the trace counts through the whole loop
         decoding=latent.nbytes + decoding.peak,
-        **_lasting(plan, backbone, dry.encode_text(prompts)),
+        **lasting,
     )
 
 
 def key_value_bytes(plan: Plan, *, width: int, rows: int, itemsize: int, prefix: int = 0) -> int:
     """Returns the bytes of all K/V buffers, which are allocated once for the most keys that each layer ever holds."""
-    capacity = sum(prefix + plan.key_capacity(layer) for layer in range(plan.depth))
-    return 2 * itemsize * rows * width * capacity
+    return sum(_layers(plan, width=width, rows=rows, itemsize=itemsize, prefix=prefix))
 
 
 def official_key_value_bytes(plan: Plan, *, width: int, rows: int) -> int:
@@ -114,12 +121,17 @@ def compared_layouts(plan: Plan, *, width: int, rows: int) -> dict[str, float]:
     return {"official_mb": official / 2**20, "ours_mb": own / 2**20, "ratio": official / own}
 
 
+def _layers(plan: Plan, *, width: int, rows: int, itemsize: int, prefix: int) -> list[int]:
+    """Returns the bytes of each layer's K/V buffer."""
+    return [2 * itemsize * rows * width * (prefix + plan.key_capacity(layer)) for layer in range(plan.depth)]
+
+
 def _lasting(plan: Plan, backbone: Backbone, features: Features) -> dict[str, int]:
     """Returns the bytes of what stays from its making to the last scale."""
     shape, work = transformer_shape(backbone.model), workload(backbone, features)
     rows, token = work.batch * (2 if work.guided else 1), backbone.dtype.itemsize * shape.width
     prefix, wide = shape.prefix + work.prefix, {"width": shape.key_width or shape.width}
-    buffers = key_value_bytes(plan, rows=rows, itemsize=backbone.dtype.itemsize, prefix=prefix, **wide)
+    layers, hosted = _layers(plan, rows=rows, itemsize=backbone.dtype.itemsize, prefix=prefix, **wide), backbone.keys == "host"
     keys, stored = key_counts(plan, prefix=prefix), {scale.index: scale for scale in plan.scales}
     counts, key = keys.held if plan.course.by_clip else keys.seen, backbone.dtype.itemsize * wide["width"]
     most: dict[int, list[int]] = {}  # by number of rows: the most keys a layer holds while so many run
@@ -132,10 +144,11 @@ def _lasting(plan: Plan, backbone: Backbone, features: Features) -> dict[str, in
         ((count, keys),) = most.items()
         written = count * sum(keys)
     return {
-        "key_values": buffers,
+        "key_values": 2 * max(layers) if hosted else sum(layers),
         "text_key_values": 2 * key * rows * (work.text_tokens + work.prefix) * plan.depth,
         "caches": token * sum(work.rows(scale) * scale.tokens * _stored(scale, shape) for scale in stored.values()),
-        "unwritten": buffers - 2 * key * written,
+        "host": sum(layers) if hosted else 0,
+        "unwritten": sum(layers) - 2 * key * written,
     }
 
 
@@ -150,6 +163,25 @@ def _steady(policy: Policy) -> Policy:
     cut = {index: replace(rule, select="top") for index, rule in policy.scales.items() if rule.select == "threshold"}
     guidance = BranchRule() if policy.guidance.branch == "adaptive" else policy.guidance
     return replace(policy, scales={**policy.scales, **cut}, guidance=guidance, stop=None, probe=None)
+
+
+def _decisive(plan: Plan) -> Plan:
+    """Returns a plan of clips without the runs that need no more than a later one: a dry run of all takes minutes.
+
+    Clips see one context, so that what dense runs need grows with their tokens, and a repeated run needs what it needed. What
+    is left of the run before is part of it.
+    """
+    if not plan.course.by_clip:
+        return plan
+    runs = [group[0] for group in plan.groups]
+    kept = {place for place, run in enumerate(runs) if not any(_covers(later, run) for later in runs[place + 1 :])}
+    return replace(plan, groups=tuple((run,) for place, run in enumerate(runs) if {place, place + 1} & kept))
+
+
+def _covers(later: ScalePlan, run: ScalePlan) -> bool:
+    plain = run.pruning is None and not (run.stores or run.records or run.context)
+    larger = later.pruning is None and not later.context and later.branch == run.branch and later.tokens >= run.tokens
+    return (plain and larger) or replace(run, step=later.step) == later
 
 
 def _dry(backbone: Backbone, prompts: Sequence[str]) -> Backbone:

@@ -1,4 +1,7 @@
-"""Where a generation's time goes: FLOPs, milliseconds and memory of every scale, for dense and policies in one run."""
+"""Where a generation's time goes: FLOPs, milliseconds and memory of every scale, for dense and policies in one run.
+
+A backbone on the meta device has shapes only: all but times and measured memory follows from its plans.
+"""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +15,7 @@ from torch import Tensor
 
 from autoprune.backbones import Backbone
 from autoprune.backbones.infinity import Infinity
-from autoprune.errors import UserError
+from autoprune.clips import clip_ranges
 from autoprune.generation import Observer, generate
 from autoprune.measure.ceiling import matmul_ceiling
 from autoprune.measure.device import synchronise
@@ -29,11 +32,14 @@ from autoprune.measure.held_keys import key_counts
 from autoprune.measure.latency import Timing, interleaved
 from autoprune.measure.memory import PeakMemory
 from autoprune.measure.memory_plan import compared_layouts, predicted_peak
+from autoprune.measure.placement import readable_prompt
 from autoprune.policy import Policy
 from autoprune.pruning.plan import Plan, ScalePlan
 
 DENSE = "dense"
-CLASS_PROMPT = "7"
+PEAKS = ("peak_memory_mb", "above_loaded_mb")
+RATES = ("ms", "spread_ms", "gflops", "share")  # of a forward, and of a whole generation
+TIMES = ("text_ms", "decoding_ms", "scales_ms", "speed_up")
 
 
 @dataclass(frozen=True)
@@ -109,10 +115,37 @@ def measure_scales(
     """Returns for dense and every policy a row a forward and the whole generation's, as JSON values.
 
     Runs of all alternate; milliseconds are medians. `share` is achieved FLOP/s over the best matrix product of this device
-    and precision. Raises UserError for a policy that does not fit.
+    and precision. On the meta device what would be measured is None, and of a policy that decides on the way the most that it
+    can run is reported. Raises UserError for a policy that does not fit.
     """
-    prompts = [readable_prompt(backbone, prompt)] * batch
-    plans, watches = _plans(backbone, policies), defaultdict(list)
+    prompts, plans = [readable_prompt(backbone, prompt)] * batch, _plans(backbone, policies)
+    shape, work = transformer_shape(backbone.model), workload(backbone, backbone.encode_text(prompts))
+    reports = {name: _Report(plan, shape, work, backbone.dtype.itemsize) for name, plan in plans.items()}
+    if backbone.device.type == "meta":
+        rows, ceiling = {name: report.planned() for name, report in reports.items()}, None
+    else:
+        ceiling = matmul_ceiling(backbone.device, backbone.dtype)
+        rows = _measured(backbone, policies, reports, prompts=prompts, rounds=rounds, ceiling=ceiling)
+    for name, plan in plans.items():  # after all that is measured: a dry run imports a lot
+        rows[name]["predicted"] = predicted_peak(plan, backbone, prompts).megabytes()
+    record = {"matmul_ceiling_gflops": ceiling and ceiling / 1e9, "shape": asdict(shape), "workload": asdict(work)}
+    record |= {"policies": rows, "decoder": _decoder(backbone, batch)}
+    if isinstance(backbone.model, Infinity):
+        rows_held = batch * (2 if work.guided else 1)
+        record["dense_keys_values"] = compared_layouts(plans[DENSE], width=shape.width, rows=rows_held)
+    return record
+
+
+def _measured(
+    backbone: Backbone,
+    policies: Mapping[str, Policy],
+    reports: Mapping[str, "_Report"],
+    *,
+    prompts: list[str],
+    rounds: int,
+    ceiling: float,
+) -> dict[str, dict[str, object]]:
+    watches = defaultdict(list)
 
     def run(name: str, *, watched: bool = True) -> Tensor:
         watch = Stopwatch(backbone.device)
@@ -120,32 +153,13 @@ def measure_scales(
         watches[name].append(watch)
         return images
 
-    timings = interleaved({name: partial(run, name) for name in plans}, rounds=rounds, warm_up=1, device=backbone.device)
-    ceiling = matmul_ceiling(backbone.device, backbone.dtype)
-    shape, work = transformer_shape(backbone.model), workload(backbone, backbone.encode_text(prompts))
+    timings = interleaved({name: partial(run, name) for name in reports}, rounds=rounds, warm_up=1, device=backbone.device)
     rows = {}
-    for name, plan in plans.items():
-        rows[name] = _Report(plan, shape, work, backbone.dtype.itemsize).row(watches[name][1:], timings[name], ceiling)
+    for name, report in reports.items():
+        rows[name] = report.row(watches[name][1:], timings[name], ceiling)
         rows[name] |= {"speed_up": timings[DENSE].median / timings[name].median}
         rows[name] |= _peaks(backbone.device, partial(run, name, watched=False))
-    for name, plan in plans.items():  # after all that is measured: a dry run imports a lot
-        rows[name]["predicted"] = predicted_peak(plan, backbone, prompts).megabytes()
-    record = {"matmul_ceiling_gflops": ceiling / 1e9, "shape": asdict(shape), "workload": asdict(work), "policies": rows}
-    record["decoder"] = _decoder(backbone, batch)
-    if isinstance(backbone.model, Infinity):
-        rows_held = batch * (2 if work.guided else 1)
-        record["dense_keys_values"] = compared_layouts(plans[DENSE], width=shape.width, rows=rows_held)
-    return record
-
-
-def readable_prompt(backbone: Backbone, prompt: str) -> str:
-    """Returns the prompt, or a class number for a backbone that reads nothing else."""
-    try:
-        backbone.encode_text([prompt])
-    except UserError:
-        backbone.encode_text([CLASS_PROMPT])
-        return CLASS_PROMPT
-    return prompt
+    return rows
 
 
 @torch.inference_mode()
@@ -157,13 +171,15 @@ def _decoder(backbone: Backbone, batch: int) -> dict[str, object]:
     return asdict(backbone.decode_plan(latent)) | _peaks(backbone.device, partial(backbone.decode, latent))
 
 
-def _peaks(device: torch.device, run: Callable[[], Tensor]) -> dict[str, float]:
-    """Returns the peak of a run, and how far it lies above what was there before."""
+def _peaks(device: torch.device, run: Callable[[], Tensor]) -> dict[str, float | None]:
+    """Returns the peak of a run, and how far it lies above what was there before; None on the meta device."""
+    if device.type == "meta":
+        return dict.fromkeys(PEAKS)
     with PeakMemory(device) as before:
         pass
     with PeakMemory(device) as inside:
         run()
-    return {"peak_memory_mb": inside.megabytes, "above_loaded_mb": inside.megabytes - before.megabytes}
+    return dict(zip(PEAKS, (inside.megabytes, inside.megabytes - before.megabytes), strict=True))
 
 
 @dataclass(frozen=True)
@@ -179,19 +195,31 @@ class _Report:
         forwards = self._forwards(watches, ceiling)
         text, decoding = (median(getattr(watch, part) for watch in watches) for part in ("text", "decoding"))
         scales = sum(forward["ms"] for forward in forwards)
-        flops = sum(forward["gflop"] for forward in forwards)
+        work = self._work(forwards)
         return {
             "ms": 1000 * timing.median,
             "spread_ms": 1000 * timing.spread,
             "text_ms": 1000 * text,
             "decoding_ms": 1000 * decoding,
             "scales_ms": scales,
-            "gflop": flops,
-            "text_keys_values_gflop": text_flops(self.plan, self.shape, self.work) / 1e9,
-            "gflops": 1000 * flops / scales,
-            "share": 1e12 * flops / scales / ceiling,
-            "forwards": forwards,
+            "gflops": 1000 * work["gflop"] / scales,
+            "share": 1e12 * work["gflop"] / scales / ceiling,
+            **work,
         }
+
+    def planned(self) -> dict[str, object]:
+        """Returns the row of what the plan runs, all that takes a clock or a device None."""
+        forwards = [
+            ForwardRun(tuple(scale.step for scale in group), self.work.rows(group[0]), group[0].kept, 0.0)
+            for group in self.plan.groups
+        ]
+        rows = [row | dict.fromkeys(RATES) for row in self._ran(forwards, self.work).values()]
+        return dict.fromkeys((*RATES, *TIMES, *PEAKS)) | self._work(rows)
+
+    def _work(self, forwards: list[dict[str, object]]) -> dict[str, object]:
+        text = text_flops(self.plan, self.shape, self.work) / 1e9
+        flops = sum(forward["gflop"] for forward in forwards)
+        return {"gflop": flops, "text_keys_values_gflop": text, "forwards": forwards}
 
     def _forwards(self, watches: Sequence[Stopwatch], ceiling: float) -> list[dict[str, object]]:
         """Returns a row a forward: what ran in the last round, medians of its seconds over all rounds."""
@@ -215,12 +243,15 @@ class _Report:
         plan = ran_plan(self.plan, runs, batch=work.batch)
         places = {scale.step: place for place, scale in enumerate(plan.scales)}
         flops, held = scale_flops(plan, self.shape, work), key_counts(plan, prefix=self.shape.prefix + work.prefix).held
-        rows = {}
+        clips, rows = clip_ranges(plan.schedule), {}
         for run in runs:
             scales = [plan.scales[places[index]] for index in run.scales]
             parts = [flops[places[index]] for index in run.scales]
             rows[run.scales] = {
                 "scales": list(run.scales),
+                "scale": scales[0].index,
+                "clip": next(clip for clip, scales_in in enumerate(clips) if scales[0].index in scales_in),
+                "repetition": scales[0].step - plan.course.first_step(scales[0].index),
                 "tokens": sum(scale.tokens for scale in scales),
                 "kept": sum(map(_kept, scales)),
                 "rows": run.rows,

@@ -84,11 +84,12 @@ class BackboneChoice(_Strict):
     dtype: str = "auto"
     text: TextOptions = TextOptions()
     graphs: str = "auto"
+    keys: str = "auto"
     sampling: SamplingChoice = SamplingChoice()
 
     def load(self) -> Backbone:
         """Returns the loaded backbone. Raises UserError."""
-        options = {"device": self.device, "dtype": self.dtype, "text": self.text, "graphs": self.graphs}
+        options = {"device": self.device, "dtype": self.dtype, "text": self.text, "graphs": self.graphs, "keys": self.keys}
         backbone = load_backbone(self.name, weights=self.weights, **options)
         changes = self.sampling.model_dump(exclude_none=True)
         return backbone.sampled(**changes) if changes else backbone

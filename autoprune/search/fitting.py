@@ -7,12 +7,12 @@ from autoprune.backbones import Backbone
 from autoprune.backbones.decoding import free_memory
 from autoprune.errors import UserError
 from autoprune.measure.memory_plan import predicted_peak
+from autoprune.measure.placement import USABLE, with_fitting_keys
 from autoprune.search.folder import IDENTITY_FILE
 from autoprune.search.quality import make_quality
 from autoprune.search.settings import AUTO, StudySettings
 
 MOST_PROMPTS = 16  # beyond which a GPU is full at the late scales, where the time goes
-USABLE = 0.8  # of the free memory: allocators lose some, and trials share early scales in what is left
 
 
 def fitted(settings: StudySettings, backbone: Backbone) -> StudySettings:
@@ -24,6 +24,12 @@ def fitted(settings: StudySettings, backbone: Backbone) -> StudySettings:
         return settings
     batch = _known(settings) or _fitting(settings, backbone)
     return replace(settings, latency=replace(settings.latency, batch=batch))
+
+
+def with_keys_placed(settings: StudySettings, backbone: Backbone) -> Backbone:
+    """Returns the backbone with keys and values where a batch of the study fits, or where it is open, a single image."""
+    batch = _known(settings) or 1 if settings.latency.batch == AUTO else settings.latency.batch
+    return with_fitting_keys(backbone, batch=batch)
 
 
 def _known(settings: StudySettings) -> int | None:

@@ -1,4 +1,7 @@
-"""Where the milliseconds go, as stacked bars: one bar a schedule, one segment a scale, text and decoding at its ends."""
+"""Where the milliseconds go, as stacked bars: one bar a schedule, one segment a scale, text and decoding at its ends.
+
+Where nothing was timed, FLOPs of the scales alone.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,29 +19,32 @@ def save_scale_plot(record: Mapping[str, object], path: Path) -> Path:
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    rows = record["scales"]["policies"]
+    rows, timed = record["scales"]["policies"], record["scales"]["matmul_ceiling_gflops"] is not None
     count, machine = len(record["backbone"]["scale_schedule"]), record["machine"]
     colours = colormaps["viridis"].resampled(count)
     figure = Figure(figsize=(11, 0.36 * len(rows) + 2.2), dpi=150, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    longest = max(row["ms"] for row in rows.values())
+    longest = max(row["ms" if timed else "gflop"] for row in rows.values())
     for place, row in enumerate(rows.values()):
         left = 0.0
-        for label, width, colour in _segments(row, colours):
+        for label, width, colour in _segments(row, colours) if timed else _work(row, colours):
             axes.barh(place, width, left=left, color=colour, edgecolor="white", linewidth=0.4)
             if label and width > _FIRST_NAMED * longest:
                 axes.text(left + width / 2, place, label, ha="center", va="center", fontsize=7, color=_ink(colour))
             left += width
-        axes.text(left + 0.005 * longest, place, f"{row['ms']:.0f} ms, {row['speed_up']:.2f}x", va="center", fontsize=7)
+        sums = f"{row['ms']:.0f} ms, {row['speed_up']:.2f}x" if timed else f"{row['gflop'] / 1000:.0f} TFLOP"
+        axes.text(left + 0.005 * longest, place, sums, va="center", fontsize=7)
     axes.set_yticks(range(len(rows)), list(rows))
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(0, 1.12 * longest)
-    axes.set_xlabel(f"milliseconds of a batch of {record['batch']} (medians of {record['rounds']} interleaved rounds)")
-    title = f"{record['backbone']['name']}, {machine['device_name']}, {machine['threads']} threads, {machine['dtype']}"
+    timing = f"milliseconds of a batch of {record['batch']} (medians of {record['rounds']} interleaved rounds)"
+    axes.set_xlabel(timing if timed else f"GFLOP of a batch of {record['batch']}, planned; nothing was timed")
+    where = f", {machine['device_name']}, {machine['threads']} threads" if timed else ""
+    title = f"{record['backbone']['name']}{where}, {machine['dtype']}"
     axes.set_title(title, loc="left", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
-    ends = {"text": _TEXT, "decoding": _DECODING, "rest": _REST}
+    ends = {"text": _TEXT, "decoding": _DECODING, "rest": _REST} if timed else {}
     handles = [Patch(color=colours(scale), label=f"scale {scale}") for scale in range(count)]
     handles += [Patch(color=colour, label=name) for name, colour in ends.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=8, frameon=False, fontsize=8)
@@ -50,9 +56,18 @@ def save_scale_plot(record: Mapping[str, object], path: Path) -> Path:
 
 def _segments(row: Mapping[str, object], colours) -> list[tuple[str, float, object]]:  # noqa: ANN001 (a matplotlib Colormap)
     """Returns label, milliseconds and colour of everything in a bar, in the order it runs."""
-    scales = [("+".join(map(str, part["scales"])), part["ms"], colours(part["scales"][-1])) for part in row["forwards"]]
+    scales = [_segment(part, part["ms"], colours) for part in row["forwards"]]
     rest = max(0.0, row["ms"] - row["text_ms"] - row["scales_ms"] - row["decoding_ms"])
     return [("", row["text_ms"], _TEXT), *scales, ("", row["decoding_ms"], _DECODING), ("", rest, _REST)]
+
+
+def _work(row: Mapping[str, object], colours) -> list[tuple[str, float, object]]:  # noqa: ANN001
+    return [_segment(part, part["gflop"], colours) for part in row["forwards"]]
+
+
+def _segment(part: Mapping[str, object], width: float, colours) -> tuple[str, float, object]:  # noqa: ANN001
+    scales = range(part["scale"], part["scale"] + len(part["scales"]))
+    return "+".join(map(str, scales)), width, colours(scales[-1])
 
 
 def _ink(colour: object) -> str:
