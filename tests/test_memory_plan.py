@@ -129,12 +129,13 @@ def test_keys_in_host_memory_leave_two_layers_on_the_device(family) -> None:  # 
     here, there = predicted_peak(plan, backbone, ["1"]), predicted_peak(plan, hosted, ["1"])
     assert held == {part: getattr(there, part) for part in held} and there.host == here.key_values and here.host == 0
     assert there.transient == here.transient, "the dry run counts two layers on the device and nothing else more"
-    assert there.scales - here.scales == there.key_values - here.key_values < 0
+    assert there.scales - here.scales == there.key_values - here.key_values <= 0
+    assert backbone.depth <= 2 or there.key_values < here.key_values
     assert there.resident_scales == there.scales + there.host
 
 
 def test_predicted_is_near_measured_on_the_scales_of_480p() -> None:
-    rows = check_memory(replace(VIDEO, width=128, depth=1, decoder_base=2, frames=1))
+    rows = check_memory(replace(VIDEO, width=128, depth=1, frames=1))
     assert len(rows) == 8
     for name, row in rows.items():
         assert abs(row["predicted"] - row["measured"]) < 0.1 * row["measured"] + 6, (name, row)

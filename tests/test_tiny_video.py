@@ -78,13 +78,24 @@ def test_a_latent_frame_is_four_frames_and_the_first_one_alone(backbone: Backbon
 def test_quantisation_is_what_generation_adds_up(backbone: Backbone, features: torch.Tensor) -> None:
     tokenizer, latent = backbone.tokenizer, torch.zeros_like(features)
     for (_, side, _), step in zip(RUNS, tokenizer.quantisation_steps(features, RUNS), strict=True):
-        places, bits = 8 // side, 24 if side == 8 else 12
-        rest = (features - latent).view(2, bits, 24 // bits, 3, side, places, side, places).mean((2, 5, 7))
+        places, bits = 8 // side, TOKENIZER.bits if side == 8 else TOKENIZER.semantic_bits
+        rest = (features - latent).view(2, bits, TOKENIZER.bits // bits, 3, side, places, side, places).mean((2, 5, 7))
         torch.testing.assert_close(step.residual, rest, atol=1e-6, rtol=0)
         drawn = (step.residual > 0).movedim(1, -1)
         codes = tokenizer.codes(drawn, TOKENIZER.sides.index(side))
         latent = tokenizer.accumulate(latent, codes, 0, 4)
         torch.testing.assert_close(step.latent, latent)
+
+
+def test_pairs_of_channels_differ_by_motion_alone_and_semantic_codes_leave_them_alone(backbone: Backbone) -> None:
+    tokenizer, still = backbone.tokenizer, torch.rand(1, 3, 1, 64, 64).expand(-1, -1, 9, -1, -1) * 2 - 1
+    moving = torch.cat([still[:, :, :8], still[:, :, 8:].roll(5, dims=4)], dim=2)
+    with torch.no_grad():
+        differences = [(tokenizer.encode(video)[:, ::2] - tokenizer.encode(video)[:, 1::2]).abs() for video in (still, moving)]
+    assert differences[0].max() < 1e-4 and differences[1][:, :, :2].max() < 1e-4 and differences[1][:, :, 2].max() > 0.01
+    codes = tokenizer.codes(torch.randint(2, (1, 1, 4, 4, TOKENIZER.semantic_bits)), 2)
+    added = tokenizer.accumulate(torch.zeros(1, TOKENIZER.bits, 1, 8, 8), codes, 2, 4)
+    assert torch.equal(added[:, ::2], added[:, 1::2]) and added.abs().max() > 0
 
 
 def test_every_run_comes_nearer_with_fitting_magnitudes(features: torch.Tensor) -> None:

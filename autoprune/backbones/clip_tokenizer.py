@@ -18,6 +18,7 @@ from autoprune.errors import UserError
 from autoprune.policy import Grid
 
 PHASES = 2  # frames along each side of a folded image
+MOVES = 0.02  # of values in [-1, 1]: a smaller change is none
 TIME = PHASES**2  # frames of a latent frame; the first latent frame is one frame only
 
 
@@ -28,10 +29,10 @@ class ClipTokenizerConfig:
     `pixel_patch` is the edge of the squares of a folded image that the network takes as channels.
     """
 
-    bits: int = 24
-    semantic_bits: int = 12
+    bits: int = 48
+    semantic_bits: int = 24
     sides: tuple[int, ...] = (1, 2, 4, 8)
-    widths: tuple[int, ...] = (48, 80)
+    widths: tuple[int, ...] = (56, 88)
     blocks: int = 1
     norm_groups: int = 8
     pixel_patch: int = 8
@@ -41,11 +42,26 @@ class ClipTokenizerConfig:
         object.__setattr__(self, "widths", tuple(self.widths))
 
 
-class FoldedEncoder(Encoder):
-    """Frames [B, 3, F, h, w] -> features [B, bits, T, H, W]."""
+class FoldedEncoder(nn.Module):
+    """Frames [B, 3, F, h, w] -> features [B, bits, T, H, W], in pairs of channels: their mean is of the mean of a latent
+    frame's frames, their difference of what the frames differ by from it, and 0 where nothing moves.
 
-    def forward(self, frames: Tensor) -> Tensor:
-        features = super().forward(_folded(frames))
+    One encoder of both never came to code motion. `gain` is the spread of differences.
+    """
+
+    def __init__(self, bits: int, widths: Sequence[int], *, pixel_patch: int, **layout: int) -> None:
+        super().__init__()
+        self.still = Encoder(bits // 2, widths, pixel_patch=pixel_patch // PHASES, **layout)
+        self.moving = Encoder(bits // 2, widths, pixel_patch=pixel_patch, **layout)
+
+    def forward(self, frames: Tensor, gain: Tensor) -> Tensor:
+        groups = _groups(frames)
+        mean = groups.mean(dim=2, keepdim=True)
+        changes = groups - mean
+        still, moving = self.still(mean[:, :, 0]), self.moving(functional.pixel_shuffle(changes.flatten(1, 2), PHASES))
+        largest = functional.adaptive_max_pool2d(changes.abs().amax(dim=(1, 2))[:, None], moving.shape[2:])
+        moving = 2 * gain * functional.instance_norm(moving) * (largest > MOVES)
+        features = torch.stack((still + moving, still - moving), dim=2).flatten(1, 2)
         return features.unflatten(0, (len(frames), -1)).transpose(1, 2)
 
 
@@ -74,11 +90,15 @@ class ClipTokenizer(ClipLatents, nn.Module):
         """Bits [B, t, h, w, bits of the stage] in {0, 1} -> codes [B, bits of the stage, t, h, w] of +-magnitude."""
         return (2 * drawn.movedim(-1, 1).float().contiguous() - 1) * self.magnitudes[scale % len(self.config.sides)]
 
+    def accumulate(self, latent: Tensor, codes: Tensor, scale: int, count: int) -> Tensor:
+        """As InfinityStar, but for semantic codes, which go to both channels of a pair and to no other."""
+        return super().accumulate(latent, codes.repeat_interleave(latent.shape[1] // codes.shape[1], dim=1), scale, count)
+
     def encode(self, frames: Tensor) -> Tensor:
         """Frames [B, 3, F, h, w] in [-1, 1], F = 4k + 1 -> features [B, bits, k + 1, H, W]. Raises UserError for other F."""
         if frames.shape[2] % TIME != 1:
             raise UserError(f"a video must have 4k + 1 frames, got {frames.shape[2]}; leave some out.")
-        return self.encoder(frames.to(self._dtype)).float()
+        return self.encoder(frames.to(self._dtype), self.magnitudes[-1]).float()
 
     def quantisation_steps(
         self, features: Tensor, runs: Sequence[Grid], *, flip_rates: Tensor | None = None
@@ -108,8 +128,7 @@ class ClipTokenizer(ClipLatents, nn.Module):
         return run(self.decoder, latent.to(self._dtype)).float().clamp(-1, 1)
 
 
-def _folded(frames: Tensor) -> Tensor:
-    """Frames [B, 3, 4k + 1, h, w] -> images [B * (k + 1), 3, 2h, 2w]; the first frame fills all phases of its own."""
+def _groups(frames: Tensor) -> Tensor:
+    """Frames [B, 3, 4k + 1, h, w] -> those of each latent frame [B * (k + 1), 3, 4, h, w]; the first one fills its own."""
     first, rest = frames[:, :, :1].expand(-1, -1, TIME, -1, -1), frames[:, :, 1:]
-    groups = torch.cat((first, rest), dim=2).unflatten(2, (-1, TIME)).transpose(1, 2)  # [B, T, 3, 4, h, w]
-    return functional.pixel_shuffle(groups.flatten(0, 1).flatten(1, 2), PHASES)
+    return torch.cat((first, rest), dim=2).unflatten(2, (-1, TIME)).transpose(1, 2).flatten(0, 1)

@@ -264,8 +264,8 @@ def _at_unit_scale(state: dict[str, Tensor], world: World) -> dict[str, Tensor]:
     used = state["magnitudes"][: len({grid[1] for grid in world.runs})]
     factor = 2.0 ** -round(math.log2(float(used.square().sum().sqrt())))
     scaled = dict(state, magnitudes=state["magnitudes"] * factor)
-    for key in ("encoder.conv_out.conv.weight", "encoder.conv_out.conv.bias"):
-        scaled[key] = state[key] * factor
+    for key in ("encoder.conv_out", "encoder.still.conv_out"):  # differences of pairs have the spread of the magnitudes
+        scaled |= {name: value * factor for name, value in state.items() if name.startswith(f"{key}.")}
     scaled["decoder.conv_in.conv.weight"] = state["decoder.conv_in.conv.weight"] / factor
     return scaled
 
