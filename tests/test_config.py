@@ -46,6 +46,17 @@ def test_groups_and_values_reach_the_settings(monkeypatch):
     assert (run.study.name, run.tracker.name) == ("a", "none")
 
 
+def test_what_every_backbone_takes_can_be_set_for_each(monkeypatch):
+    changes = ("keys=host", "graphs=none", "sampling.guidance=3", "sampling.top_p=[0.9,0.8]", "sampling.negative=blurry")
+    for name in ("tiny", "infinitystar_480p"):
+        Path("own.txt").write_text(OWN)
+        (run,) = composed(monkeypatch, f"backbone={name}", "prompts=own.txt", *(f"backbone.{change}" for change in changes))
+        sampling = run.backbone.sampling
+        assert (run.backbone.name, run.backbone.keys, run.backbone.graphs) == (name, "host", "none")
+        assert (sampling.guidance, sampling.top_p, sampling.negative) == (3, (0.9, 0.8), "blurry")
+        assert sampling.frames == (81 if "star" in name else None)
+
+
 def test_a_multirun_is_one_study_a_choice(monkeypatch):
     runs = composed(monkeypatch, "-m", "search_spaces=fastvar,unified")
     assert [run.study.folder for run in runs] == [Path("outputs/tiny-fastvar"), Path("outputs/tiny-unified")]

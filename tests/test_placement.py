@@ -28,6 +28,17 @@ def test_keys_leave_the_device_only_where_a_dense_generation_does_not_fit(monkey
     assert with_fitting_keys(backbone.with_keys("device"), batch=4).keys == "device", "a choice stays"
 
 
+def test_small_keys_stay_without_a_dry_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone, asked = replace(var(), keys="auto"), []
+    monkeypatch.setattr(placement, "predicted_peak", lambda *given: asked.append(given) or predicted_peak(*given))
+    keys = predicted_peak(backbone.plan(None), backbone, ["1"]).key_values
+    for free, dry_runs in ((keys / placement.WORTH * 1.01, 0), (keys / placement.WORTH * 0.99, 1)):
+        placement._PLACES.clear()
+        monkeypatch.setattr(placement, "free_memory", lambda device, free=free: free)
+        with_fitting_keys(backbone, batch=1)
+        assert len(asked) == dry_runs
+
+
 def test_memory_of_graphs_counts_as_free(monkeypatch: pytest.MonkeyPatch) -> None:
     class Graphs:
         key_bytes = 10**12
