@@ -1,7 +1,8 @@
 """The embedded video backbone's tokenizer: InfinityStar's two-stage bits around a network that is cheap on CPUs.
 
-Quantisation is that of video_tokenizer.py but for one learnt magnitude a scale, as the embedded image tokenizer has. The
-network is the image tokenizer's: the four frames of a latent frame lie as 2 x 2 phases in one image of twice the sides.
+Quantisation is that of video_tokenizer.py but for one learnt magnitude a scale, as the embedded image tokenizer has, and for
+pairs of channels: semantic codes go to both of a pair, so that its difference is free for motion. The network is the image
+tokenizer's: the four frames of a latent frame lie as 2 x 2 phases in one image of twice the sides.
 """
 
 from collections.abc import Iterator, Sequence
@@ -46,7 +47,7 @@ class FoldedEncoder(nn.Module):
     """Frames [B, 3, F, h, w] -> features [B, bits, T, H, W], in pairs of channels: their mean is of the mean of a latent
     frame's frames, their difference of what the frames differ by from it, and 0 where nothing moves.
 
-    One encoder of both never came to code motion. `gain` is the spread of differences.
+    One encoder of both never came to code motion. Differences are twice `gain` in spread, to rule the signs where they are.
     """
 
     def __init__(self, bits: int, widths: Sequence[int], *, pixel_patch: int, **layout: int) -> None:
