@@ -92,6 +92,7 @@ def _check_video(case: MemoryCase) -> dict[str, dict[str, float]]:
         return still.decode(latent)
 
     latent = scales(still, policies_of(still)["last scale skipped"])
+    scales(backbone, policies_of(backbone)["dense"])  # what libraries take once and keep is not a generation's
     for name, (placed, policy) in _cases(backbone).items():
         plan = predicted_peak(placed.plan(policy), placed, [PROMPT])
         rows[f"scales, {name}"] = _row(case, plan.resident_scales, placed, partial(scales, placed, policy))
