@@ -74,10 +74,11 @@ def _early_samples(batch: int) -> int:
 
 
 def _image_loss(decoded: Tensor, images: Tensor) -> Tensor:
-    difference = (decoded - images).movedim(1, -3).flatten(0, -4)  # frames of videos are images
+    error = decoded - images
+    difference = error.movedim(1, -3).flatten(0, -4)  # frames of videos are images
     edges = _edge_loss(difference) + _edge_loss(F.avg_pool2d(difference, 2))
     still = difference.abs().mean() + SQUARED_WEIGHT * difference.square().mean() + EDGE_WEIGHT * edges
-    return still if images.dim() == 4 else still + MOTION_WEIGHT * _motion_loss(decoded - images)
+    return still if images.dim() == 4 else still + MOTION_WEIGHT * _motion_loss(error)
 
 
 def _motion_loss(difference: Tensor) -> Tensor:
