@@ -111,12 +111,12 @@ def _calibrate(choices: Choices) -> str:
 
 def _texts(choices: Choices) -> list[str]:
     from autoprune.search.quality import make_quality
-    from autoprune.search.settings import QualitySettings, world_of
+    from autoprune.search.settings import default_quality
 
     if choices.prompts_file:
         own = read_prompts(Path(choices.prompts_file))
         return [prompt.text for prompt in own.take("search", choices.prompts, seed=choices.seed, setting="prompts")]
-    quality = make_quality(QualitySettings(name=world_of(choices.backbone)), None)
+    quality = make_quality(default_quality(choices.backbone, None), None)
     return quality.texts(quality.prompts("search", choices.prompts, seed=choices.seed))
 
 

@@ -180,11 +180,11 @@ def _same_prompts(measured: Mapping[str, object], backbone: Backbone, prompts: "
     """Returns whether the file's held-out prompts come from where ours do: then they are two samples of one kind."""
     from autoprune.search.prompt_files import texts_sha256
     from autoprune.search.quality import make_quality
-    from autoprune.search.settings import QualitySettings, world_of
+    from autoprune.search.settings import default_quality
 
     if (prompts is None) != (measured.get("score_drop") is not None):
         return False
-    quality = make_quality(QualitySettings() if prompts else QualitySettings(name=world_of(backbone.name)), prompts)
+    quality = make_quality(default_quality(backbone.name, prompts), prompts)
     try:
         texts = quality.texts(quality.prompts("held_out", measured["prompts"]))
     except UserError:  # a file with fewer prompts

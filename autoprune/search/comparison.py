@@ -26,7 +26,7 @@ from autoprune.search.comparison_records import DENSE, Candidate, ComparedPolicy
 from autoprune.search.prompt_files import PromptFile
 from autoprune.search.quality import check_texts, make_quality
 from autoprune.search.records import Measurement
-from autoprune.search.settings import QualitySettings, world_of
+from autoprune.search.settings import default_quality
 from autoprune.search.tally import concatenated, score_fields, speed_up_fields
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ class _Run:
         settings: ComparisonSettings,
         prompts: PromptFile | None,
     ) -> None:
-        quality = QualitySettings() if prompts else QualitySettings(name=world_of(backbone.name))
+        quality = default_quality(backbone.name, prompts)
         self._backbone, self._settings = backbone, settings
         self._policies = {candidate.name: candidate.policy for candidate in candidates}
         self._quality = make_quality(quality, prompts)

@@ -231,6 +231,11 @@ def world_of(backbone: str) -> str:
     return EMBEDDED.get(backbone, "scenes")
 
 
+def default_quality(backbone: str, prompts: PromptFile | None) -> QualitySettings:
+    """Returns what commands beside the search judge by: the backbone's own world, or the user's prompts. Raises as world_of."""
+    return QualitySettings() if prompts else QualitySettings(name=world_of(backbone))
+
+
 def _at_least(name: str, value: float, least: int) -> None:
     if value < least:
         raise UserError(f"{name} must be at least {least}, got {value}.")
