@@ -193,10 +193,15 @@ def test_a_user_folder_adds_choices(tmp_path):
 
 
 def test_the_embedded_backbones_are_scored_on_what_they_have_learnt(monkeypatch):
-    for chosen in ("auto", "scenes", "motion"):
+    for chosen in ("auto", "motion"):
         quality = composed(monkeypatch, "backbone=tiny_video", f"quality={chosen}")[0].study.quality
-        assert quality.name == "motion" and quality.metrics[-2:] == ("temporal_error", "flicker")
+        assert quality.name == "motion" and quality.metrics[-2:] == ("temporal_error", "flicker") and quality.threshold == 0.6
+    for chosen in ("auto", "scenes"):
+        quality = composed(monkeypatch, f"quality={chosen}")[0].study.quality
+        assert quality.name == "scenes" and quality.metrics[-1] == "tokens" and quality.threshold == 0.75
+    assert composed(monkeypatch, "backbone=tiny_video", "quality.threshold=0.7")[0].study.quality.threshold == 0.7
     with pytest.raises(UserError, match="^backbone infinitystar_480p makes videos, which scenes do not ask for; give prompts"):
         composed(monkeypatch, "backbone=infinitystar_480p", "quality=scenes")
-    with pytest.raises(UserError, match=r"^quality motion is of moving scenes, .* set quality=scenes.$"):
-        composed(monkeypatch, "quality=motion")
+    for backbone, wrong, own in (("tiny", "motion", "scenes"), ("tiny_video", "scenes", "motion")):
+        with pytest.raises(UserError, match=f"^quality {wrong} is of scenes that {backbone} has not .*; set quality={own}.$"):
+            composed(monkeypatch, f"backbone={backbone}", f"quality={wrong}")

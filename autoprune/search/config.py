@@ -28,7 +28,6 @@ from autoprune.search.prompt_files import PromptFile, read_prompts
 from autoprune.search.settings import (
     AUTO,
     EMBEDDED,
-    OVER_TIME,
     BudgetSettings,
     LatencySettings,
     QualitySettings,
@@ -204,14 +203,12 @@ def _quality(chosen: QualitySettings, prompts: PromptFile | None, *, backbone: s
     """
     if prompts is None and backbone not in EMBEDDED and chosen.name == "auto":
         raise UserError(f"backbone {backbone} needs your prompts; give prompts=FILE, one a line (of VAR: class numbers).")
-    if chosen.name == "motion" != EMBEDDED.get(backbone):
-        own = EMBEDDED.get(backbone, "scenes")
-        raise UserError(f"quality motion is of moving scenes, which {backbone} has not learnt; set quality={own}.")
-    if prompts is None and chosen.name in (AUTO, "scenes"):
-        own = world_of(backbone)
-        over_time = own == "motion" and chosen.metrics == QualitySettings.metrics
-        return replace(chosen, name=own, metrics=chosen.metrics + OVER_TIME if over_time else chosen.metrics)
-    return chosen if chosen.name != AUTO else replace(chosen, name="fidelity")
+    if prompts is not None or chosen.name not in (AUTO, *EMBEDDED.values()):
+        return chosen if chosen.name != AUTO else replace(chosen, name="fidelity")
+    own = world_of(backbone)
+    if chosen.name not in (AUTO, own):
+        raise UserError(f"quality {chosen.name} is of scenes that {backbone} has not learnt; set quality={own}.")
+    return replace(chosen, name=own)
 
 
 class _SearchSpacesBesideConf(SearchPathPlugin):

@@ -14,7 +14,12 @@ from autoprune.search.space_file import SpaceDefinition
 
 QUALITIES = ("scenes", "motion", "fidelity")
 EMBEDDED = {"tiny": "scenes", "tiny_video": "motion"}  # backbones with prompts of their own world, and their quality
-OVER_TIME = ("temporal_error", "flicker")  # measured of videos where nothing else is asked for
+METRICS_OF = {  # measured on held-out prompts where nothing else is asked for
+    "scenes": ("psnr", "ssim", "tokens"),
+    "motion": ("psnr", "ssim", "tokens", "temporal_error", "flicker"),
+    "fidelity": ("psnr", "ssim", "tokens"),
+}
+THRESHOLDS = {"scenes": 0.75, "motion": 0.6}  # least IoU of a shape, of 128 and of 64 pixels a side
 AUTO = "auto"
 SAMPLERS = ("gp", "tpe", "nsga2", "random")
 PENDING = ("believer", "liar", "none")
@@ -72,20 +77,21 @@ class QualitySettings:
     `prompts` and `held_out_prompts` count images of a trial and of the final measurement. A trial is feasible when its
     paired mean scene-score drop is at most `max_score_drop`, without scores its mean loss at most `max_loss` (and its peak
     memory at most `max_memory_mb`, if set). The default of `max_loss` is twice FAITHFUL_LOSS. The loss is how far the paired
-    metric `loss` is from what dense images get (ssim: 1 - SSIM); `metrics` are measured on held-out prompts only. The final
-    measurement uses fewer prompts when the budget's minutes run out; `held_out_seed` is added to its seed.
+    metric `loss` is from what dense images get (ssim: 1 - SSIM); `metrics` are measured on held-out prompts only. `threshold`
+    is the least IoU at which a shape counts. Where these two are None they become what METRICS_OF and THRESHOLDS have for the
+    name. The final measurement uses fewer prompts when the budget's minutes run out; `held_out_seed` is added to its seed.
     """
 
     name: str = "scenes"
     prompts: int = 96
     held_out_prompts: int = 160
-    threshold: float = 0.75
+    threshold: float | None = None
     max_score_drop: float = 0.12
     max_loss: float = 0.32
     max_memory_mb: float | None = None
     held_out_seed: int = 1_000_003
     loss: str = "ssim"
-    metrics: tuple[str, ...] = ("psnr", "ssim", "tokens")
+    metrics: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         for name in ("prompts", "held_out_prompts"):
@@ -95,6 +101,10 @@ class QualitySettings:
                 raise UserError(f"quality.{name} must be in [0, 1], got {getattr(self, name)}.")
         if self.held_out_seed == 0:
             raise UserError("quality.held_out_seed must not be 0: held-out noise would equal the search's.")
+        if self.threshold is None:
+            object.__setattr__(self, "threshold", THRESHOLDS.get(self.name))
+        if self.metrics is None:
+            object.__setattr__(self, "metrics", METRICS_OF.get(self.name))
         losses = [name for name, metric in METRICS.items() if metric.info.perfect is not None]
         if self.loss not in losses:
             raise unknown_name("quality.loss", self.loss, losses)
