@@ -28,7 +28,7 @@ _USAGE = 'python -m autoprune.generate policy=FILE prompt="a red circle left of 
 
 @dataclass(frozen=True)
 class Choices:
-    """The command line. `runs` generations with the policy and as many dense ones are timed.
+    """The command line. `runs` generations with the policy and as many dense ones are timed; `backbone` is the policy's.
 
     `text` is the folder of a text encoder; guidance and temperature default to the authors'. `h_div_w` picks the nearest
     aspect ratio and `frames` the length of a video; the policy's decisions are taken over to them. `output` is image.png, or
@@ -38,7 +38,7 @@ class Choices:
 
     policy: str
     prompt: str
-    backbone: str = "tiny"
+    backbone: str = ""
     weights: str | None = None
     text: str = ""
     seed: int = 0
@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> int:
 def _generate(choices: Choices) -> str:
     policy = Policy.load(choices.policy)
     changes = {name: getattr(choices, name) for name in ("guidance", "temperature", "negative", "h_div_w", "frames")}
-    backbone = load_backbone(choices.backbone, weights=choices.weights, text=choices.text)
+    backbone = load_backbone(choices.backbone or policy.backbone, weights=choices.weights, text=choices.text)
     backbone = backbone.sampled(**{name: value for name, value in changes.items() if value is not None})
     backbone = with_fitting_keys(backbone, batch=1)
     if choices.h_div_w is not None or choices.frames is not None:

@@ -50,7 +50,7 @@ def video_policy_file(tmp_path):
     return Policy(backbone.name, backbone.depth, backbone.scale_schedule(), skip_last=1).save(tmp_path / "policy.json")
 
 
-VIDEO = ("backbone=tiny_video", "weights=random", "prompt=a red circle moving left", "runs=1")
+VIDEO = ("weights=random", "prompt=a red circle moving left", "runs=1")
 
 
 def test_generate_writes_a_video_as_one_file_that_moves(command, video_policy_file, tmp_path, monkeypatch, capsys):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image, ImageSequence
 
-from autoprune.search.moving_pictures import MOST_FRAMES, picture, save_sheets, shown_frames
+from autoprune.search.moving_pictures import MOST_FRAMES, WEBP_SIDE, picture, save_sheets, shown_frames
 
 
 @pytest.mark.parametrize(("frames", "expected", "rate"), [(9, 9, 16), (MOST_FRAMES, 48, 16), (81, 41, 8), (161, 41, 4)])
@@ -42,3 +42,9 @@ def test_several_sheets_move_for_ever(tmp_path: Path) -> None:
         for frame, sheet in zip(ImageSequence.Iterator(moving), sheets, strict=True):
             np.testing.assert_array_equal(np.asarray(frame.convert("RGB")), np.asarray(sheet))
             assert frame.info["duration"] == 250
+
+
+def test_a_sheet_longer_than_its_format_holds_is_made_smaller(tmp_path: Path) -> None:
+    sheets = [Image.new("RGB", (40, 2 * WEBP_SIDE), shade) for shade in ("black", "white")]
+    with Image.open(save_sheets(tmp_path / "sheet.png", sheets, rate=2.0, lossless=False)) as moving:
+        assert moving.size == (20, WEBP_SIDE) and moving.n_frames == 2

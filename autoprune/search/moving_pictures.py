@@ -5,13 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from autoprune.files import whole_file
 from autoprune.video_files import write_video
 
 MOST_FRAMES = 48  # of a video in a report: 41 of five seconds of InfinityStar, eight a second
+WEBP_SIDE = 16_383  # pixels, the most of the format
 LOSSLESS_SIDE = 128  # pixels up to which pictures are stored exactly, a few kB each
 
 
@@ -32,8 +33,10 @@ def picture(image: Tensor) -> Image.Image:
 
 def save_sheets(path: Path, sheets: Sequence[Image.Image], *, rate: float, lossless: bool) -> Path:
     """Writes a sheet as `path`, a PNG, or the sheets of a video's frames as an animated WebP beside it that plays `rate` of
-    them a second for ever; returns the path of what was written."""
+    them a second for ever, made smaller where that holds no such sides; returns the path of what was written."""
     if len(sheets) > 1:
+        if max(sheets[0].size) > WEBP_SIDE:
+            sheets = [ImageOps.contain(sheet, (WEBP_SIDE, WEBP_SIDE)) for sheet in sheets]
         return write_video(
             path.with_suffix(".webp"), np.stack([np.asarray(sheet) for sheet in sheets]), rate, lossless=lossless
         )

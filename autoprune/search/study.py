@@ -88,6 +88,7 @@ def _identity(settings: StudySettings, backbone: Backbone, space: SearchSpace) -
         "backbone": backbone.name,
         "sampling": backbone.sampling.identity(),
         "weights": backbone.revision,
+        "keys": backbone.keys,
         "scale_schedule": fingerprint(space.target.scale_schedule),
         "space": settings.space.name,
         "space_sha256": settings.space.sha256(),
