@@ -13,6 +13,7 @@ LEVELS = dict.fromkeys(
         "errors",
         "files",
         "video_files",
+        "moving_pictures",
         "clips",
         "noise",
         "rules",

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image, ImageSequence
 
-from autoprune.search.moving_pictures import MOST_FRAMES, WEBP_SIDE, picture, save_sheets, shown_frames
+from autoprune.moving_pictures import MOST_FRAMES, WEBP_SIDE, picture, save_sheets, shown_frames
 
 
 @pytest.mark.parametrize(("frames", "expected", "rate"), [(9, 9, 16), (MOST_FRAMES, 48, 16), (81, 41, 8), (161, 41, 4)])

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 import autoprune
@@ -18,12 +19,15 @@ from autoprune.policy import token_count
 from autoprune.search.quality import make_quality
 from autoprune.search.settings import QualitySettings
 from autoprune.testbed.distributed import Team
+from autoprune.testbed.evaluate import evaluate, save_grid
 from autoprune.testbed.generator_checkpoint import GeneratorRun, load_tokenizer, read_record
 from autoprune.testbed.generator_recipe import GeneratorRecipe
 from autoprune.testbed.generator_session import GeneratorSession
 from autoprune.testbed.image_store import open_images
 from autoprune.testbed.latents import open_latents
 from autoprune.testbed.lessons import VIDEO_LESSONS
+from autoprune.testbed.motion_captions import TASKS, motion_prompts
+from autoprune.testbed.motion_score import MAIN_THRESHOLD
 from autoprune.testbed.reconstruction import reconstruct, reconstruction_psnr
 from autoprune.testbed.star_training import star_logits, star_teacher
 from autoprune.testbed.train_text import pretrain_text
@@ -204,3 +208,11 @@ def test_the_quality_of_motion_scores_videos_of_its_own_prompts(backbone: Backbo
     prompts = quality.prompts("search", 3)
     videos = autoprune.generate(backbone, quality.texts(prompts), seed=1)
     assert quality.score(videos, prompts).tolist() == [0.0] * 3
+
+
+def test_samples_are_scored_at_the_thresholds_of_their_world_and_shown_moving(backbone: Backbone, tmp_path: Path) -> None:
+    prompts = motion_prompts("held_out", 6)
+    evaluation, videos = evaluate(backbone, prompts, backbone.sampling, batch=4)
+    assert list(evaluation.overall) == [0.5, MAIN_THRESHOLD, 0.75] and set(evaluation.per_task[0.5]) == set(TASKS)
+    with Image.open(save_grid(tmp_path / "grid.png", videos, prompts, rate=backbone.frame_rate)) as shown:
+        assert shown.format == "WEBP" and shown.n_frames == 9

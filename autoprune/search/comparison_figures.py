@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from autoprune.files import whole_file
+from autoprune.moving_pictures import picture, save_sheets, shown_frames
 from autoprune.search.comparison_records import ComparedPolicy, Comparison
-from autoprune.search.moving_pictures import picture, save_sheets, shown_frames
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

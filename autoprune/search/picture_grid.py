@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from autoprune.search.moving_pictures import LOSSLESS_SIDE, picture, save_sheets, shown_frames
+from autoprune.moving_pictures import LOSSLESS_SIDE, picture, save_sheets, shown_frames
 
 GAIN = 3.0
 _SIDE, _GAP, _TEXT, _HEAD, _FONT = 256, 10, 210, 66, 15

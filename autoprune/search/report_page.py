@@ -21,12 +21,12 @@ from autoprune.clips import ONCE_EACH, Course
 from autoprune.files import write_whole
 from autoprune.measure.latency import LatencyTable, plan_keys
 from autoprune.measure.statistics import Interval
+from autoprune.moving_pictures import LOSSLESS_SIDE, picture, shown_frames
 from autoprune.policy import Policy
 from autoprune.policy_text import schedule_lines
 from autoprune.pruning.plan import compile_plan
 from autoprune.search.export import HYPERVOLUME_REFERENCE
 from autoprune.search.front import hypervolume, hypervolume_history, may_lead, objectives
-from autoprune.search.moving_pictures import LOSSLESS_SIDE, picture, shown_frames
 from autoprune.search.picture_grid import GAIN, difference
 from autoprune.search.plots import study_title
 from autoprune.search.records import Measurement, StudyResult

@@ -11,6 +11,7 @@ from autoprune.measure.metrics import METRICS
 from autoprune.measure.metrics.suite import check_metrics
 from autoprune.search.prompt_files import PromptFile
 from autoprune.search.space_file import SpaceDefinition
+from autoprune.testbed import motion_score, score
 
 QUALITIES = ("scenes", "motion", "fidelity")
 EMBEDDED = {"tiny": "scenes", "tiny_video": "motion"}  # backbones with prompts of their own world, and their quality
@@ -19,7 +20,7 @@ METRICS_OF = {  # measured on held-out prompts where nothing else is asked for
     "motion": ("psnr", "ssim", "tokens", "temporal_error", "flicker"),
     "fidelity": ("psnr", "ssim", "tokens"),
 }
-THRESHOLDS = {"scenes": 0.75, "motion": 0.6}  # least IoU of a shape, of 128 and of 64 pixels a side
+THRESHOLDS = {"scenes": score.MAIN_THRESHOLD, "motion": motion_score.MAIN_THRESHOLD}
 AUTO = "auto"
 SAMPLERS = ("gp", "tpe", "nsga2", "random")
 PENDING = ("believer", "liar", "none")

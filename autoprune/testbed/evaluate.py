@@ -17,30 +17,43 @@ from torch import Tensor
 import autoprune
 from autoprune.backbones import Backbone, Sampling
 from autoprune.backbones.embedded import EMBEDDED, WEIGHTS
-from autoprune.files import whole_file, write_whole
+from autoprune.files import write_whole
+from autoprune.moving_pictures import picture, save_sheets, shown_frames
+from autoprune.testbed import motion_score, score
 from autoprune.testbed.captions import Prompt, prompt_set
 from autoprune.testbed.motion_captions import MotionPrompt, motion_prompts
 from autoprune.testbed.motion_score import find_tracks, score_tracks
-from autoprune.testbed.score import MAIN_THRESHOLD, STRICT_THRESHOLD, SceneScores, find, score_findings
+from autoprune.testbed.score import SceneScores, find, score_findings
 
-THRESHOLDS = (0.70, MAIN_THRESHOLD, STRICT_THRESHOLD)
 SWEEP = ((1.0, 0.5), (1.5, 0.5), (2.0, 0.5), (2.5, 0.5), (3.0, 0.5), (2.0, 0.3), (2.0, 0.75), (2.0, 1.0))
 GRID_PER_TASK = 6
+SHOWN_WIDTH = 128  # pixels at least, of a sample in the grid
 ShownPrompt = Prompt | MotionPrompt
 
 
 @dataclass(frozen=True)
 class Judge:
-    """How samples of a backbone are judged: its prompts by split, what the detector finds, and the score of that."""
+    """How samples of a backbone are judged: its prompts by split, what the detector finds, and the score of that.
+
+    `thresholds` are the IoUs to score at: a loose one, the main one, a strict one.
+    """
 
     prompts: Callable[..., Sequence[ShownPrompt]]
     find: Callable[[Tensor, Sequence[ShownPrompt]], list]
     score: Callable[..., SceneScores]
+    thresholds: tuple[float, float, float]
+
+    @property
+    def main(self) -> float:
+        """Returns the threshold that a search uses."""
+        return self.thresholds[1]
 
 
 JUDGES = {
-    "tiny": Judge(prompt_set, find, score_findings),
-    "tiny_video": Judge(motion_prompts, lambda videos, prompts: find_tracks(videos), score_tracks),
+    "tiny": Judge(prompt_set, find, score_findings, (0.70, score.MAIN_THRESHOLD, 0.80)),
+    "tiny_video": Judge(
+        motion_prompts, lambda videos, prompts: find_tracks(videos), score_tracks, (0.50, motion_score.MAIN_THRESHOLD, 0.75)
+    ),
 }
 
 
@@ -87,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     prompts = judge.prompts("held_out", options.prompts, seed=options.seed)
     evaluation, images = evaluate(backbone, prompts, chosen, seed=options.seed, batch=options.batch)
     print(table(evaluation))
-    save_grid(options.out / "grid.png", images, prompts)
+    save_grid(options.out / "grid.png", images, prompts, rate=backbone.frame_rate)
     record = {"revision": backbone.revision, "held_out": vars(evaluation), "search": [vars(result) for result in results]}
     write_whole(options.out / "scores.json", json.dumps(record, indent=1))
     if options.record:
@@ -109,14 +122,14 @@ def evaluate(
         made = autoprune.generate(backbone, texts, seed=seed, sampling=replace(sampling, first_sample=start)).cpu()
         found += judge.find(made, part)
         images.append((made * 255).round().to(torch.uint8))
-    scores = {threshold: judge.score(found, prompts, threshold=threshold) for threshold in THRESHOLDS}
+    scores = {threshold: judge.score(found, prompts, threshold=threshold) for threshold in judge.thresholds}
     evaluation = Evaluation(
         guidance=float(np.mean(sampling.guidance)),
         temperature=float(np.mean(sampling.temperature)),
         prompts=len(prompts),
         per_task={threshold: score.per_task for threshold, score in scores.items()},
         overall={threshold: score.overall for threshold, score in scores.items()},
-        mean_iou=scores[MAIN_THRESHOLD].mean_iou,
+        mean_iou=scores[judge.main].mean_iou,
         seconds=time.monotonic() - started,
     )
     return evaluation, torch.cat(images)
@@ -127,34 +140,33 @@ def table(evaluation: Evaluation) -> str:
     lines = [
         f"guidance {evaluation.guidance:g}, temperature {evaluation.temperature:g}, {evaluation.prompts} prompts, "
         f"mean IoU {evaluation.mean_iou:.3f}, {evaluation.seconds:.0f} s",
-        "IoU   overall  " + "  ".join(f"{task:>11}" for task in evaluation.per_task[MAIN_THRESHOLD]),
+        "IoU   overall  " + "  ".join(f"{task:>11}" for task in next(iter(evaluation.per_task.values()))),
     ]
-    for threshold in THRESHOLDS:
-        tasks = evaluation.per_task[threshold]
+    for threshold, tasks in evaluation.per_task.items():
         shares = "  ".join(f"{share:11.3f}" for share in tasks.values())
         lines.append(f"{threshold:.2f}  {evaluation.overall[threshold]:7.3f}  {shares}")
     return "\n".join(lines)
 
 
-def save_grid(path: Path, images: Tensor, prompts: Sequence[ShownPrompt]) -> None:
-    """A picture with one row of samples a task, prompts below; images uint8 [B, 3, (F,) H, W], of a video three frames."""
+def save_grid(path: Path, images: Tensor, prompts: Sequence[ShownPrompt], *, rate: float) -> Path:
+    """One row of samples a task, prompts below, of `images` uint8 [B, 3, (F,) H, W]: a PNG, of videos a WebP that moves."""
     from PIL import Image, ImageDraw
 
-    if images.dim() == 5:
-        images = images[:, :, [0, images.shape[2] // 2, -1]].transpose(2, 3).flatten(3)
+    frames, rate = shown_frames(images / 255, rate)
     (side, width), line = images.shape[-2:], 12
+    scale = -(-SHOWN_WIDTH // width)
+    cell, height = scale * width + 4, scale * side + 3 * line
     tasks = dict.fromkeys(prompt.task for prompt in prompts)
     rows = [[i for i, prompt in enumerate(prompts) if prompt.task == task][:GRID_PER_TASK] for task in tasks]
-    height = side + 3 * line
-    canvas = Image.new("RGB", (GRID_PER_TASK * (width + 4), len(rows) * height), "white")
-    draw = ImageDraw.Draw(canvas)
-    for y, row in enumerate(rows):
-        for x, index in enumerate(row):
-            picture = Image.fromarray(images[index].permute(1, 2, 0).numpy())
-            canvas.paste(picture, (x * (width + 4), y * height))
-            draw.text((x * (width + 4), y * height + side), _wrapped(prompts[index].text), fill="black", spacing=0)
-    with whole_file(path) as temporary:
-        canvas.save(temporary)
+    sheets = [Image.new("RGB", (GRID_PER_TASK * cell, len(rows) * height), "white") for _ in frames]
+    for sheet, shown in zip(sheets, frames, strict=True):
+        draw = ImageDraw.Draw(sheet)
+        for y, row in enumerate(rows):
+            for x, index in enumerate(row):
+                sample = picture(shown[index]).resize((scale * width, scale * side), Image.Resampling.NEAREST)
+                sheet.paste(sample, (x * cell, y * height))
+                draw.text((x * cell, y * height + scale * side), _wrapped(prompts[index].text), fill="black", spacing=0)
+    return save_sheets(path, sheets, rate=rate, lossless=True)
 
 
 def _wrapped(text: str, width: int = 22) -> str:
@@ -168,10 +180,9 @@ def _wrapped(text: str, width: int = 22) -> str:
 
 def _row(evaluation: Evaluation) -> str:
     shares = "  ".join(f"{threshold:.2f}: {share:.3f}" for threshold, share in evaluation.overall.items())
-    texture = evaluation.per_task[MAIN_THRESHOLD].get("texture", float("nan"))
     return (
         f"guidance {evaluation.guidance:g}  temperature {evaluation.temperature:g}  {shares}  "
-        f"texture {texture:.3f}  mean IoU {evaluation.mean_iou:.3f}  {evaluation.seconds:.0f} s"
+        f"mean IoU {evaluation.mean_iou:.3f}  {evaluation.seconds:.0f} s"
     )
 
 

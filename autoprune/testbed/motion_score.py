@@ -14,6 +14,7 @@ from autoprune.testbed.motion import REDUCTION
 from autoprune.testbed.motion_captions import TURNING_SHAPES, MotionPrompt, Mover
 from autoprune.testbed.score import SceneScores, offset
 
+MAIN_THRESHOLD = 0.6  # least IoU of a shape, of 64 pixels a side
 MIN_TRAVEL = 9.0  # px of the image; what stands still moves by less than 2
 MIN_GROWTH = 1.25  # of the radius, between the first frame and the last
 MAX_JUMP = 20.0  # px of the image from frame to frame
@@ -57,12 +58,14 @@ def find_tracks(videos: Tensor) -> list[list[Track]]:
     return [_tracks(found[start : start + frames]) for start in range(0, count * frames, frames)]
 
 
-def score_videos(videos: Tensor, prompts: Sequence[MotionPrompt], *, threshold: float) -> SceneScores:
+def score_videos(videos: Tensor, prompts: Sequence[MotionPrompt], *, threshold: float = MAIN_THRESHOLD) -> SceneScores:
     """Scores `videos` [B, 3, F, h, w] in [0, 1]; an object counts from IoU `threshold` in the first frame on."""
     return score_tracks(find_tracks(videos), prompts, threshold=threshold)
 
 
-def score_tracks(found: Sequence[Sequence[Track]], prompts: Sequence[MotionPrompt], *, threshold: float) -> SceneScores:
+def score_tracks(
+    found: Sequence[Sequence[Track]], prompts: Sequence[MotionPrompt], *, threshold: float = MAIN_THRESHOLD
+) -> SceneScores:
     """Scores what `find_tracks` returned."""
     pairs = list(zip(found, prompts, strict=True))
     return SceneScores(
