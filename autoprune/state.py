@@ -232,10 +232,13 @@ class GenerationState:
         return cond - uncond if limit is None else projected_difference(cond, uncond, limit=limit)
 
     def _resized_difference(self, grid: Grid, shape: Sequence[int]) -> Tensor:
-        """Returns the last difference of the branches on a grid, repeated where tokens have more bits than there."""
+        """Returns the last difference of the branches on a grid, repeated where tokens have more bits than there, the mean of
+        neighbours where they have fewer."""
         difference, source = self._difference
         resized = cached(difference.flatten(2), source, target=grid, interpolation="bilinear")
         resized = resized.unflatten(-1, difference.shape[2:])
+        if shape[0] < resized.shape[2]:
+            return resized.unflatten(2, (shape[0], -1)).mean(3)
         return resized.repeat_interleave(shape[0] // resized.shape[2], dim=2)
 
     def _gathered(self, factors: Tensor | None, index: Tensor | None) -> Tensor | None:

@@ -211,10 +211,21 @@ def test_skipping_the_end_leaves_what_was_before_it(backbone: Backbone) -> None:
     assert torch.equal(full.latents[last], skipped.latents[last]) and full.runs[: last + 1] == skipped.runs
 
 
-@pytest.mark.parametrize("guidance", [BranchRule("cond", 8), BranchRule("uncond", 8), BranchRule("cond", 8, "extrapolate")])
-def test_a_branch_may_be_dropped_between_the_two_stages_of_bits(backbone: Backbone, guidance: BranchRule) -> None:
+@pytest.mark.parametrize(
+    "guidance",
+    [
+        BranchRule("cond", 8),
+        BranchRule("uncond", 8),
+        BranchRule("cond", 8, "extrapolate"),
+        BranchRule("cond", 5),
+        BranchRule("cond", 5, "extrapolate"),
+    ],
+)
+def test_a_branch_may_be_dropped_between_the_two_stages_of_bits_and_between_clips(
+    backbone: Backbone, guidance: BranchRule
+) -> None:
     watch, full = watched(backbone, guidance=guidance), watched(backbone)
-    first = next(place for place, (index, _) in enumerate(full.runs) if index == 8)
+    first = next(place for place, (index, _) in enumerate(full.runs) if index == guidance.from_scale)
     assert torch.equal(watch.latents[first - 1], full.latents[first - 1])
     assert not torch.equal(watch.latents[-1], full.latents[-1])
 
@@ -243,6 +254,7 @@ def test_the_video_space_offers_its_own_choices_and_nothing_that_clips_forbid(ba
     assert "spatiotemporal" not in image.distributions["scorer"].choices
     assert {"fewer_repetitions", "dense_repetitions", "short_scales"} <= set(video.distributions) & set(image.distributions)
     assert video.prunable == (8, 9) and image.prunable == (3, 4)
+    assert [space.distributions["single_branch_scales"].high for space in (video, image)] == [2 + 5, 2]  # of 5 scales a clip
     assert video.target.chunks == backbone.model.config.chunks == 2
 
 

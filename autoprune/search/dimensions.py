@@ -6,6 +6,7 @@ What a value means, and which dimensions are read when, is in interpretation.py.
 from collections.abc import Callable, Mapping
 
 from autoprune import rules
+from autoprune.clips import clip_ranges
 from autoprune.search.knobs import Choice, Count, Dimension, Keeps, Knob, Number, Steps, Target, Value
 
 CHUNKS = 8  # groups of blocks that chunks are counted in, the default of policies
@@ -18,6 +19,10 @@ def _scales(target: Target) -> int:
     return len(target.clip)
 
 
+def _after_first_clip(target: Target) -> int:
+    return target.count - len(clip_ranges(target.scale_schedule)[0])
+
+
 def _unless_repeated(*choices: int) -> Callable[[Target], tuple[Value, ...]]:
     return lambda target: () if target.course.repetitions else choices
 
@@ -27,7 +32,7 @@ KNOBS: dict[str, Knob] = {
     for knob in (
         Keeps(),
         Count("skip_last", _scales, most=lambda target: len(target.clip) - 1 if target.skippable else 0),
-        Count("single_branch_scales", _scales),
+        Count("single_branch_scales", _scales, more=_after_first_clip),
         Choice("adaptive", ("never", "allowed")),
         Choice("branch", ("cond", "uncond", "adaptive")),
         Choice("replacement", rules.REPLACEMENTS),

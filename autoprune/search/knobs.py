@@ -25,7 +25,8 @@ class Target:
     """What a policy must fit: a backbone's name, its number of blocks and the schedule of an aspect ratio.
 
     One that is not `skippable` needs its last scale, so nothing may end a generation early. Of a video only the last clip is
-    searched: shares and positions are those of its scales. `chunks` are the groups of blocks that are pruned together.
+    searched, but for the guidance branches, which go on from clip to clip: shares and positions are those of its scales.
+    `chunks` are the groups of blocks that are pruned together.
     """
 
     backbone: str
@@ -109,7 +110,8 @@ class Choice:
 class Count:
     """A number of scales or layers, from `low` on. A file frees it by a share of the whole, rounded up; `most` bounds it.
 
-    `mild` is the neutral value: low, or the highest one where that is what changes least.
+    Where it is free, it may be `more(target)` higher. `mild` is the neutral value: low, or the highest one where that is
+    what changes least.
     """
 
     key: str
@@ -118,12 +120,14 @@ class Count:
     most: Callable[[Target], int] | None = None
     names: tuple[str, ...] = ()
     mild: str = "low"
+    more: Callable[[Target], int] = lambda target: 0
 
     def setting(self, given: object) -> float:
         return share(self.key, given)
 
     def dimensions(self, setting: float | None, target: Target) -> tuple[Dimension, ...]:
         high = min(share_of(setting or 0.0, self.whole(target)), (self.most or self.whole)(target))
+        high += self.more(target) if high else 0
         neutral = max(high, self.low) if self.mild == "high" else self.low
         distribution = IntDistribution(self.low, high) if high > self.low else None
         return tuple(Dimension(name, neutral, distribution) for name in self.names or (self.key,))
