@@ -8,14 +8,16 @@ import pytest
 import torch
 
 from autoprune.backbones import Backbone, load_backbone
-from autoprune.backbones.embedded import EMBEDDED_WEIGHTS
+from autoprune.backbones.embedded import WEIGHTS
 from autoprune.generation import generate
 from autoprune.policy import Policy, ScalePruning
 from autoprune.testbed.captions import TASKS, Prompt, prompt_set
+from autoprune.testbed.motion_captions import motion_prompts
+from autoprune.testbed.motion_score import score_videos
 from autoprune.testbed.scenes import DATA_VERSION
 from autoprune.testbed.score import score_images
+from autoprune.testbed.worlds import VIDEOS
 
-SIZE_LIMIT = 16 * 2**20
 BATCH = 14
 
 
@@ -43,12 +45,15 @@ def draw(backbone: Backbone, prompts: list[Prompt], **options) -> torch.Tensor:
     return torch.cat(images)
 
 
-def test_file_is_small_and_its_record_says_how_it_was_made() -> None:
-    content = EMBEDDED_WEIGHTS.read_bytes()
-    record = json.loads(EMBEDDED_WEIGHTS.with_suffix(".json").read_text())
-    assert len(content) <= SIZE_LIMIT
+@pytest.mark.parametrize(
+    ("name", "most", "version"), [("tiny", 16 * 2**20, DATA_VERSION), ("tiny_video", 12e6, VIDEOS.version)]
+)
+def test_file_is_small_and_its_record_says_how_it_was_made(name: str, most: float, version: str) -> None:
+    content = (WEIGHTS / f"{name}.safetensors").read_bytes()
+    record = json.loads((WEIGHTS / f"{name}.json").read_text())
+    assert len(content) <= most
     assert record["sha256"] == hashlib.sha256(content).hexdigest()
-    assert record["data_version"] == DATA_VERSION
+    assert record["data_version"] == version
     assert {"recipe", "seconds", "scores"} <= record.keys()
     assert "seed" in record["recipe"]
 
@@ -57,6 +62,13 @@ def test_images_show_what_the_prompts_say(prompts: list[Prompt], dense: torch.Te
     scores = score_images(dense, prompts)
     assert scores.overall >= 0.88
     assert min(scores.per_task[task] for task in TASKS[:6]) >= 0.6
+
+
+def test_videos_show_what_the_prompts_say() -> None:
+    backbone, asked = load_backbone("tiny_video", device="cpu"), motion_prompts("held_out", 84, seed=7)
+    videos = draw(backbone, asked)
+    assert score_videos(videos, asked).overall >= 0.3
+    assert score_videos(videos, asked[3:] + asked[:3]).overall <= 0.05  # each is asked for what another one shows
 
 
 def test_guidance_helps(backbone: Backbone, prompts: list[Prompt], dense: torch.Tensor) -> None:
