@@ -193,6 +193,13 @@ def test_a_run_saves_resumes_and_its_file_generates(tmp_path: Path) -> None:
     torch.testing.assert_close(second.model.state_dict(), first.model.state_dict())
     second.step(latents)
     assert read_record(out)["data_version"] == VIDEOS.version and out.stat().st_size < 12e6
+    again = replace(run, tokenizer=None, out=tmp_path / "again.safetensors", start=out)
+    third = GeneratorSession(Team(), again, load_tokenizer(again))
+    for part, before in zip(third.averages, first.averages, strict=True):
+        torch.testing.assert_close(part.state_dict(), before.state_dict(), rtol=0, atol=1e-3)  # a file has float16
+    third.prepare(started=0.0)
+    third.elapsed = 0.0
+    third.step(latents)
     videos = autoprune.generate(load_backbone("tiny_video", weights=out), PROMPTS)
     assert videos.shape == (2, 3, 9, 64, 64)
 

@@ -62,7 +62,7 @@ def embedded_backbone(name: str, weights: str | Path | None, target: Target) -> 
     """
     spec, shipped = EMBEDDED[name], WEIGHTS / f"{name}.safetensors"
     with torch.device("cpu"):  # whatever the host program's defaults are
-        parts, revision = _embedded_parts(spec, weights or shipped)
+        parts, revision = embedded_parts(spec, weights or shipped)
     for part in parts.values():
         part.requires_grad_(False).eval().float().to(target.device)
     transformer, tokenizer, text = parts.values()
@@ -81,7 +81,9 @@ def build_parts(spec: EmbeddedSpec) -> dict[str, nn.Module]:
     return {"star": InfinityStar(spec.transformer), "vae": ClipTokenizer(spec.tokenizer), "text": text}
 
 
-def _embedded_parts(spec: EmbeddedSpec, weights: str | Path) -> tuple[dict[str, nn.Module], str]:
+def embedded_parts(spec: EmbeddedSpec, weights: str | Path) -> tuple[dict[str, nn.Module], str]:
+    """Returns build_parts with the values of a file, and its hash; "random" gives fresh values and "". Raises UserError for a
+    file that does not fit."""
     if weights == "random":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)

@@ -8,7 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from autoprune.backbones.embedded import TINY, build_parts
+from autoprune.backbones.embedded import TINY, build_parts, embedded_parts
 from autoprune.errors import UserError
 from autoprune.files import whole_file, write_whole
 from autoprune.testbed.generator_recipe import GeneratorRecipe
@@ -20,15 +20,16 @@ SPEC = TINY
 
 @dataclass(frozen=True)
 class GeneratorRun:
-    """A recipe and where it runs."""
+    """A recipe and where it runs. It begins with the weights in `start`, tokenizer included, where there are some."""
 
     recipe: GeneratorRecipe
-    tokenizer: Path
+    tokenizer: Path | None
     out: Path
     cache: Path
     device: str
     resume: bool = False
     lessons: Lessons = IMAGE_LESSONS
+    start: Path | None = None
 
     @property
     def state_path(self) -> Path:
@@ -43,6 +44,8 @@ class GeneratorRun:
 
 def load_tokenizer(run: GeneratorRun) -> nn.Module:
     """The trained tokenizer, frozen. Raises UserError for a file that is missing or has other keys."""
+    if run.start is not None:
+        return embedded_parts(run.lessons.spec, run.start)[0]["vae"].requires_grad_(False).eval().to(run.device)
     tokenizer = build_parts(run.lessons.spec)["vae"]
     try:
         state = load_file(run.tokenizer)

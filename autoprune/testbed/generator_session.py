@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autoprune.backbones.embedded import build_parts
+from autoprune.backbones.embedded import build_parts, embedded_parts
 from autoprune.files import whole_file
 from autoprune.testbed.distributed import Team
 from autoprune.testbed.generator_checkpoint import GeneratorRun, save_weights
@@ -30,9 +30,10 @@ class GeneratorSession:
         self.team, self.run, self.recipe, self.tokenizer = team, run, run.recipe, tokenizer
         torch.manual_seed(self.recipe.seed)
         self.lessons = run.lessons
-        self.parts = build_parts(run.lessons.spec)
+        self.parts = build_parts(run.lessons.spec) if run.start is None else embedded_parts(run.lessons.spec, run.start)[0]
         self.model, _, self.text = (part.to(run.device) for part in self.parts.values())
-        self.lessons.initialise(self.model)
+        if run.start is None:
+            self.lessons.initialise(self.model)
         self.averages = nn.ModuleList([deepcopy(self.model), deepcopy(self.text)]).requires_grad_(False)
         self.optimisers = Optimisers(self.model, self.text, self.recipe)
         self.steps = self.samples = self.full_samples = 0
@@ -52,12 +53,13 @@ class GeneratorSession:
         return (self.elapsed - self.prepared) / whole if whole > 0 else 1.0
 
     def prepare(self, started: float) -> None:
-        """Teaches the caption encoder unless resumed, and starts the clock; the run began at `started` (monotonic)."""
+        """Teaches the caption encoder where it is new, and starts the clock; the run began at `started` (monotonic)."""
         if not self.prepared:
-            self.place_accuracy = pretrain_text(
-                self.team, self.text, steps=self.recipe.text_steps, seed=self.recipe.seed, exam=self.lessons.exam
-            )
-            self.averages[1].load_state_dict(self.text.state_dict())
+            if self.run.start is None:
+                self.place_accuracy = pretrain_text(
+                    self.team, self.text, steps=self.recipe.text_steps, seed=self.recipe.seed, exam=self.lessons.exam
+                )
+                self.averages[1].load_state_dict(self.text.state_dict())
             shared = self.team.average(torch.tensor([time.monotonic() - started], dtype=torch.float64))
             self.elapsed = self.prepared = float(shared)
         self.clock = time.monotonic() - self.elapsed

@@ -28,7 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Command line; see `--help`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--world", choices=LESSONS, default=IMAGE_LESSONS.world.name)
-    parser.add_argument("--tokenizer", type=Path, required=True, help="file of train_tokenizer")
+    origin = parser.add_mutually_exclusive_group(required=True)
+    origin.add_argument("--tokenizer", type=Path, help="file of train_tokenizer")
+    origin.add_argument("--start", type=Path, help="weights to begin with, of train_generator; their tokenizer is used")
     parser.add_argument("--out", type=Path, default=Path("outputs/training/tiny.safetensors"))
     parser.add_argument("--cache", type=Path, default=Path("outputs/training/latents"), help="folder of encoded scenes")
     parser.add_argument("--minutes", type=float, default=GeneratorRecipe.minutes, help="in all, encoding included")
@@ -42,7 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.smoke:
         recipe = replace(recipe, **SMOKE)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    run = GeneratorRun(recipe, options.tokenizer, options.out, options.cache, device, options.resume, LESSONS[options.world])
+    lessons, files = LESSONS[options.world], (options.tokenizer, options.out, options.cache)
+    run = GeneratorRun(recipe, *files, device, options.resume, lessons, options.start)
     run_team(train, run, processes=1 if device == "cuda" else options.processes)
 
 
