@@ -209,7 +209,8 @@ def test_a_video_goes_on_from_one_whose_branch_the_data_dropped_until_then(video
 
 def test_random_policies_of_videos_are_bit_identical(video_backbone, of_video) -> None:  # noqa: ANN001
     space, rng = space_for(read_space(UNIFIED), video_backbone), np.random.default_rng(0)
-    assert sum(runs_of_video(video_backbone, space.policy(random_vector(space, rng)), of_video)[0] > 7 for _ in range(8)) > 5
+    shared = [runs_of_video(video_backbone, space.policy(random_vector(space, rng)), of_video)[0] for _ in range(8)]
+    assert min(shared) > 4 and max(shared) > 12  # from where a branch may be dropped first to the last scales
 
 
 def test_keys_of_snapshots_outlive_the_third_clip() -> None:
