@@ -152,18 +152,18 @@ def save_grid(path: Path, images: Tensor, prompts: Sequence[ShownPrompt], *, rat
     """One row of samples a task, prompts below, of `images` uint8 [B, 3, (F,) H, W]: a PNG, of videos a WebP that moves."""
     from PIL import Image, ImageDraw
 
-    frames, rate = shown_frames(images / 255, rate)
     (side, width), line = images.shape[-2:], 12
     scale = -(-SHOWN_WIDTH // width)
     cell, height = scale * width + 4, scale * side + 3 * line
     tasks = dict.fromkeys(prompt.task for prompt in prompts)
     rows = [[i for i, prompt in enumerate(prompts) if prompt.task == task][:GRID_PER_TASK] for task in tasks]
+    frames, rate = shown_frames(images[sum(rows, [])] / 255, rate)
     sheets = [Image.new("RGB", (GRID_PER_TASK * cell, len(rows) * height), "white") for _ in frames]
     for sheet, shown in zip(sheets, frames, strict=True):
-        draw = ImageDraw.Draw(sheet)
+        draw, samples = ImageDraw.Draw(sheet), iter(shown)
         for y, row in enumerate(rows):
             for x, index in enumerate(row):
-                sample = picture(shown[index]).resize((scale * width, scale * side), Image.Resampling.NEAREST)
+                sample = picture(next(samples)).resize((scale * width, scale * side), Image.Resampling.NEAREST)
                 sheet.paste(sample, (x * cell, y * height))
                 draw.text((x * cell, y * height + scale * side), _wrapped(prompts[index].text), fill="black", spacing=0)
     return save_sheets(path, sheets, rate=rate, lossless=True)
@@ -180,9 +180,11 @@ def _wrapped(text: str, width: int = 22) -> str:
 
 def _row(evaluation: Evaluation) -> str:
     shares = "  ".join(f"{threshold:.2f}: {share:.3f}" for threshold, share in evaluation.overall.items())
+    main = list(evaluation.per_task.values())[1]
+    texture = f"texture {main['texture']:.3f}  " if "texture" in main else ""
     return (
         f"guidance {evaluation.guidance:g}  temperature {evaluation.temperature:g}  {shares}  "
-        f"mean IoU {evaluation.mean_iou:.3f}  {evaluation.seconds:.0f} s"
+        f"{texture}mean IoU {evaluation.mean_iou:.3f}  {evaluation.seconds:.0f} s"
     )
 
 
