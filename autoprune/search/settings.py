@@ -15,11 +15,8 @@ from autoprune.testbed import motion_score, score
 
 QUALITIES = ("scenes", "motion", "fidelity")
 EMBEDDED = {"tiny": "scenes", "tiny_video": "motion"}  # backbones with prompts of their own world, and their quality
-METRICS_OF = {  # measured on held-out prompts where nothing else is asked for
-    "scenes": ("psnr", "ssim", "tokens"),
-    "motion": ("psnr", "ssim", "tokens", "temporal_error", "flicker"),
-    "fidelity": ("psnr", "ssim", "tokens"),
-}
+_METRICS = ("psnr", "ssim", "tokens")  # measured on held-out prompts where nothing else is asked for
+METRICS_OF = {"scenes": _METRICS, "motion": (*_METRICS, "temporal_error", "flicker"), "fidelity": _METRICS}
 THRESHOLDS = {"scenes": score.MAIN_THRESHOLD, "motion": motion_score.MAIN_THRESHOLD}
 AUTO = "auto"
 SAMPLERS = ("gp", "tpe", "nsga2", "random")
