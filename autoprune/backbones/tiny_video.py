@@ -5,7 +5,7 @@ from autoprune.backbones.infinitystar import StarConfig
 from autoprune.errors import UserError
 from autoprune.policy import Grid
 
-FRAMES = 9
+FRAMES = 13
 TOKENIZER = ClipTokenizerConfig()
 _REPETITIONS = (1, 2, 2, 1)
 TRANSFORMER = StarConfig(

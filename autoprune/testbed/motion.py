@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from autoprune.backbones.tiny_video import FRAMES
 from autoprune.testbed.captions import RELATIONS, TONES, Description, pick
 from autoprune.testbed.detector import HALF_TURNS
 from autoprune.testbed.motion_captions import DIRECTIONS, MotionDescription, Mover, sample_motion
 from autoprune.testbed.scenes import IMAGE_SIZE, Scene, Thing, backdrop, draw
 
-MOTION_VERSION = "motion/1"
-FRAMES = 9
+MOTION_VERSION = "motion/2"
 VIDEO_SIZE = 64
 REDUCTION = IMAGE_SIZE // VIDEO_SIZE
 GROWTH = 1.6  # largest radius over the smallest of an object that grows or shrinks
