@@ -69,7 +69,8 @@ class GeneratorSession:
         """One update of everything."""
         recipe, team = self.recipe, self.team
         rng = np.random.default_rng([recipe.seed, self.steps])
-        count = pick_scales(self.progress, rng.random(), self.lessons.curriculum)
+        taught = 1.0 if self.run.start else self.progress  # what begins with weights has had its small scales
+        count = pick_scales(taught, rng.random(), self.lessons.curriculum)
         rows = rng.integers(len(latents), size=recipe.batch_size(count, self.lessons.batch))
         generator = torch.Generator(self.run.device).manual_seed(int(rng.integers(2**40)) + team.rank)
         losses, targets = self._losses(latents, rows[team.rank :: team.size], count, generator)
