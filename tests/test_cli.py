@@ -63,7 +63,7 @@ def test_generate_writes_a_video_as_one_file_that_moves(command, video_policy_fi
         frames = [np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(moving)]
         assert moving.info["duration"] == 125
     shown = torch.from_numpy(np.stack(frames)).permute(3, 0, 1, 2) / 255
-    assert shown.shape == (3, 9, 64, 64) and (shown - expected.cpu()).abs().max() < 0.02
+    assert shown.shape == (3, 13, 64, 64) and (shown - expected.cpu()).abs().max() < 0.02
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
 """Every metric with videos: frames one by one against the same metric on images, or one sentence."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -13,6 +11,7 @@ from autoprune.measure.metrics.frames import SEEN, TOGETHER, by_frame, mean_scor
 from autoprune.measure.metrics.lpips import ALEXNET, VGG16, Trunk
 from autoprune.measure.metrics.similarity import ms_ssim, psnr, ssim
 from autoprune.measure.metrics.suite import check_shape
+from autoprune.search.settings import QualitySettings
 
 CPU = torch.device("cpu")
 PROMPTS = ["a red cat", "a photo of a blue dog"]
@@ -114,7 +113,5 @@ def test_the_side_of_a_video_is_not_its_number_of_frames() -> None:
 
 
 def test_the_shipped_quality_of_motion_measures_over_time() -> None:
-    import yaml
-
-    chosen = yaml.safe_load((Path(__file__).parent.parent / "conf" / "quality" / "motion.yaml").read_text())["metrics"]
-    assert chosen == ["psnr", "ssim", "tokens", "temporal_error", "flicker"] and set(chosen) <= METRICS.keys()
+    chosen = QualitySettings(name="motion").metrics
+    assert list(chosen) == ["psnr", "ssim", "tokens", "temporal_error", "flicker"] and set(chosen) <= METRICS.keys()

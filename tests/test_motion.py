@@ -63,7 +63,8 @@ def test_the_centre_of_the_coloured_pixels_moves_evenly_the_way_it_is_said(motio
     for seed in range(5):
         places = np.array([centre(frame) for frame in video(one(motion), seed)])
         steps = np.diff(places, axis=0)
-        assert (sign * steps[:, axis] > 1).all() and np.ptp(steps[:, axis]) < 1
+        even = np.linspace(places[0, axis], places[-1, axis], FRAMES)
+        assert (sign * steps[:, axis] > 0.6).all() and np.abs(places[:, axis] - even).max() < 1
         assert np.abs(steps[:, 1 - axis]).max() < 0.5
 
 
@@ -83,7 +84,7 @@ def test_the_colour_changes_half_way_and_nothing_else_does() -> None:
     frames = video(one("becoming", becomes="blue"))
     x, y = centre(frames[0]).round().astype(int)
     hues = [360 * colorsys.rgb_to_hsv(*(frame[y, x] / 255))[0] for frame in frames]
-    assert all(min(hue, 360 - hue) < 12 for hue in hues[:5]) and all(abs(hue - 240) < 12 for hue in hues[5:])
+    assert all(min(hue, 360 - hue) < 12 for hue in hues[:7]) and all(abs(hue - 240) < 12 for hue in hues[7:])
     assert all(np.abs(centre(frame) - centre(frames[0])).max() < 0.2 for frame in frames)
 
 
@@ -122,7 +123,7 @@ def test_a_video_played_backwards_shows_the_opposite_motion(prompts: list[Motion
 
 def test_frames_out_of_order_or_empty_are_wrong(prompts: list[MotionPrompt], truth: torch.Tensor) -> None:
     moving = [index for index, prompt in enumerate(prompts) if prompt.description.movers[0].motion in BOTH_WAYS][:20]
-    jumbled = truth[moving][:, :, [0, 8, 1, 7, 2, 6, 3, 5, 4]]
+    jumbled = truth[moving][:, :, [0, 12, 1, 11, 2, 10, 3, 9, 4, 8, 5, 7, 6]]
     asked = [prompts[index] for index in moving]
     assert score_videos(jumbled, asked, threshold=0.75).correct.mean() <= 0.1
     assert not score_videos(torch.full_like(jumbled, 0.5), asked, threshold=0.75).correct.any()

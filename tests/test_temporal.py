@@ -24,7 +24,7 @@ def measured(name: str, videos: torch.Tensor, dense: torch.Tensor) -> np.ndarray
 
 
 def scenes(count: int = 4) -> torch.Tensor:
-    """Returns rendered moving scenes [B, 3, 9, 64, 64] in [0, 1]."""
+    """Returns rendered moving scenes [B, 3, 13, 64, 64] in [0, 1]."""
     descriptions = [prompt.description for prompt in motion_prompts("search", count)]
     rng = np.random.default_rng(0)
     videos = np.stack([render_motion(realise_motion(one, rng), seed) for seed, one in enumerate(descriptions)])
@@ -63,7 +63,7 @@ def test_brightness_that_alternates_is_counted_in_levels_and_a_fade_is_no_flicke
 
 def test_flicker_tells_noise_of_each_frame_from_the_same_noise_in_all() -> None:
     dense = 0.25 + 0.5 * scenes()
-    same, each = (0.05 * (noise(4, 3, frames, 64, 64) - 0.5) for frames in (1, 9))
+    same, each = (0.05 * (noise(4, 3, frames, 64, 64) - 0.5) for frames in (1, 13))
     same, each = dense + same, dense + each
     assert METRICS["psnr"](MetricContext(CPU)).info.lower is False
     close = [measured("psnr", videos, dense)[:, 0].mean() for videos in (same, each)]

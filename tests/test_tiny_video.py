@@ -44,11 +44,11 @@ def backbone() -> Backbone:
 
 @pytest.fixture(scope="module")
 def features() -> torch.Tensor:
-    return 0.5 * torch.randn(2, TOKENIZER.bits, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    return 0.5 * torch.randn(2, TOKENIZER.bits, 4, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-def test_schedules_are_an_image_clip_and_a_clip_of_two_latent_frames() -> None:
-    assert SCHEDULE == ((1, 1, 1), (1, 2, 2), (1, 4, 4), (1, 8, 8), (2, 1, 1), (2, 2, 2), (2, 4, 4), (2, 8, 8))
+def test_schedules_are_an_image_clip_and_a_clip_of_three_latent_frames() -> None:
+    assert SCHEDULE == ((1, 1, 1), (1, 2, 2), (1, 4, 4), (1, 8, 8), (3, 1, 1), (3, 2, 2), (3, 4, 4), (3, 8, 8))
     assert clip_schedule(frames=1) == SCHEDULE[:4]
     for wrong in ({"h_div_w": 0.5}, {"frames": 8}):
         with pytest.raises(UserError, match="must be 1"):
@@ -66,15 +66,15 @@ def test_a_latent_frame_is_four_frames_and_the_first_one_alone(backbone: Backbon
     changed[:, :, 1] += 1
     with torch.no_grad():
         before, after = (backbone.tokenizer.decode(latent) for latent in (features, changed))
-    assert before.shape == (2, 3, 9, 64, 64)
-    assert [frame for frame in range(9) if not torch.equal(before[:, :, frame], after[:, :, frame])] == [1, 2, 3, 4]
-    frames = torch.rand(1, 3, 9, 64, 64) * 2 - 1
+    assert before.shape == (2, 3, 13, 64, 64)
+    assert [frame for frame in range(13) if not torch.equal(before[:, :, frame], after[:, :, frame])] == [1, 2, 3, 4]
+    frames = torch.rand(1, 3, 13, 64, 64) * 2 - 1
     other = frames.clone()
-    other[:, :, 6] = 0
+    other[:, :, 10] = 0
     with torch.no_grad():
         one, two = (backbone.tokenizer.encode(video) for video in (frames, other))
-    assert one.shape == (1, TOKENIZER.bits, 3, 8, 8)
-    assert torch.equal(one[:, :, :2], two[:, :, :2]) and not torch.equal(one[:, :, 2], two[:, :, 2])
+    assert one.shape == (1, TOKENIZER.bits, 4, 8, 8)
+    assert torch.equal(one[:, :, :3], two[:, :, :3]) and not torch.equal(one[:, :, 3], two[:, :, 3])
     with pytest.raises(UserError, match="4k \\+ 1 frames, got 8"):
         backbone.tokenizer.encode(frames[:, :, :8])
 
@@ -83,7 +83,7 @@ def test_quantisation_is_what_generation_adds_up(backbone: Backbone, features: t
     tokenizer, latent = backbone.tokenizer, torch.zeros_like(features)
     for (_, side, _), step in zip(RUNS, tokenizer.quantisation_steps(features, RUNS), strict=True):
         places, bits = 8 // side, TOKENIZER.bits if side == 8 else TOKENIZER.semantic_bits
-        rest = (features - latent).view(2, bits, TOKENIZER.bits // bits, 3, side, places, side, places).mean((2, 5, 7))
+        rest = (features - latent).view(2, bits, TOKENIZER.bits // bits, 4, side, places, side, places).mean((2, 5, 7))
         torch.testing.assert_close(step.residual, rest, atol=1e-6, rtol=0)
         drawn = (step.residual > 0).movedim(1, -1)
         codes = tokenizer.codes(drawn, TOKENIZER.sides.index(side))
@@ -92,11 +92,11 @@ def test_quantisation_is_what_generation_adds_up(backbone: Backbone, features: t
 
 
 def test_pairs_of_channels_differ_by_motion_alone_and_semantic_codes_leave_them_alone(backbone: Backbone) -> None:
-    tokenizer, still = backbone.tokenizer, torch.rand(1, 3, 1, 64, 64).expand(-1, -1, 9, -1, -1) * 2 - 1
-    moving = torch.cat([still[:, :, :8], still[:, :, 8:].roll(5, dims=4)], dim=2)
+    tokenizer, still = backbone.tokenizer, torch.rand(1, 3, 1, 64, 64).expand(-1, -1, 13, -1, -1) * 2 - 1
+    moving = torch.cat([still[:, :, :12], still[:, :, 12:].roll(5, dims=4)], dim=2)
     with torch.no_grad():
         differences = [(tokenizer.encode(video)[:, ::2] - tokenizer.encode(video)[:, 1::2]).abs() for video in (still, moving)]
-    assert differences[0].max() < 1e-4 and differences[1][:, :, :2].max() < 1e-4 and differences[1][:, :, 2].max() > 0.01
+    assert differences[0].max() < 1e-4 and differences[1][:, :, :3].max() < 1e-4 and differences[1][:, :, 3].max() > 0.01
     codes = tokenizer.codes(torch.randint(2, (1, 1, 4, 4, TOKENIZER.semantic_bits)), 2)
     added = tokenizer.accumulate(torch.zeros(1, TOKENIZER.bits, 1, 8, 8), codes, 2, 4)
     assert torch.equal(added[:, ::2], added[:, 1::2]) and added.abs().max() > 0
@@ -201,7 +201,7 @@ def test_a_run_saves_resumes_and_its_file_generates(tmp_path: Path) -> None:
     third.elapsed = 0.0
     third.step(latents)
     videos = autoprune.generate(load_backbone("tiny_video", weights=out), PROMPTS)
-    assert videos.shape == (2, 3, 9, 64, 64)
+    assert videos.shape == (2, 3, 13, 64, 64)
 
 
 def test_text_pre_training_learns_places() -> None:
@@ -222,4 +222,4 @@ def test_samples_are_scored_at_the_thresholds_of_their_world_and_shown_moving(ba
     evaluation, videos = evaluate(backbone, prompts, backbone.sampling, batch=4)
     assert list(evaluation.overall) == [0.5, MAIN_THRESHOLD, 0.75] and set(evaluation.per_task[0.5]) == set(TASKS)
     with Image.open(save_grid(tmp_path / "grid.png", videos, prompts, rate=backbone.frame_rate)) as shown:
-        assert shown.format == "WEBP" and shown.n_frames == 9
+        assert shown.format == "WEBP" and shown.n_frames == 13

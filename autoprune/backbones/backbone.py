@@ -14,7 +14,7 @@ from autoprune.policy import Policy
 from autoprune.pruning.plan import Plan, compile_plan
 
 GRAPHS = ("auto", "none")
-DEFAULT_FRAME_RATE = 8.0  # slow enough to see what moves in the nine frames of tiny_video
+DEFAULT_FRAME_RATE = 8.0  # slow enough to see what moves in the 13 frames of tiny_video
 KEYS = ("auto", "device", "host")
 
 

@@ -54,7 +54,7 @@ IMAGE_LESSONS = Lessons(
     logits=_image_logits,
     exam=SCENE_EXAM,
 )
-# The image clip alone has a third of the tokens and all of the layout: 105 and 317 tokens a sample.
+# The image clip alone has a quarter of the tokens and all of the layout: 105 and 420 tokens a sample.
 _CLIP = len(VIDEOS.runs)
 VIDEO_LESSONS = Lessons(
     world=VIDEOS,
