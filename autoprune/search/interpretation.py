@@ -121,10 +121,11 @@ class Interpreter:
         return _Decisions(run, kept, fields, guidance, ending, self._keys(run), batch, self._fewer_repetitions(run))
 
     def _fewer_repetitions(self, run: int) -> dict[int, int]:
-        """Returns how many repetitions less the last scales run, each at least once."""
+        """Returns how many repetitions less the last scales run that run several times, each at least once."""
         course = self.target.course
         fewer = int(self.read["fewer_repetitions"]) if course.repetitions else 0
-        late = range(max(self.target.clip.start, run - int(self.read["short_scales"])), run) if fewer else ()
+        repeated = [scale for scale in range(self.target.clip.start, run) if course.times(scale) > 1]
+        late = repeated[-int(self.read["short_scales"]) :] if fewer else ()
         return {scale: min(fewer, course.times(scale) - 1) for scale in late}
 
     def _guidance(self, run: int) -> BranchRule:
