@@ -52,10 +52,8 @@ class Track:
 
 def find_tracks(videos: Tensor) -> list[list[Track]]:
     """The objects of `videos` [B, 3, F, h, w] in [0, 1] that are there in every frame, followed from the first one on."""
-    count, _, frames = videos.shape[:3]
-    images = F.interpolate(videos.transpose(1, 2).flatten(0, 1).float(), scale_factor=float(REDUCTION), mode="bilinear")
-    found = detect(images)
-    return [_tracks(found[start : start + frames]) for start in range(0, count * frames, frames)]
+    frames = videos.transpose(1, 2).float()
+    return [_tracks(detect(F.interpolate(video, scale_factor=float(REDUCTION), mode="bilinear"))) for video in frames]
 
 
 def score_videos(videos: Tensor, prompts: Sequence[MotionPrompt], *, threshold: float = MAIN_THRESHOLD) -> SceneScores:
