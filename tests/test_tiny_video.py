@@ -200,6 +200,8 @@ def test_a_run_saves_resumes_and_its_file_generates(tmp_path: Path) -> None:
     third.prepare(started=0.0)
     third.elapsed = 0.0
     third.step(latents)
+    third.save(again.out)
+    assert read_record(again.out)["start"] == read_record(out)
     videos = autoprune.generate(load_backbone("tiny_video", weights=out), PROMPTS)
     assert videos.shape == (2, 3, 13, 64, 64)
 

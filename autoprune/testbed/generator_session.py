@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from autoprune.backbones.embedded import build_parts, embedded_parts
 from autoprune.files import whole_file
 from autoprune.testbed.distributed import Team
-from autoprune.testbed.generator_checkpoint import GeneratorRun, save_weights
+from autoprune.testbed.generator_checkpoint import GeneratorRun, read_record, save_weights
 from autoprune.testbed.generator_recipe import Optimisers, pick_scales, scale_losses, total_loss
 from autoprune.testbed.latents import LatentSet
 from autoprune.testbed.precision import mixed
@@ -150,7 +150,7 @@ class GeneratorSession:
             self.save(self.run.out)
 
     def save(self, path: Path) -> None:
-        """Averaged weights with their record."""
+        """Averaged weights with their record, which holds that of the weights it began with."""
         model, text = self.averages
         record = {
             "recipe": asdict(self.recipe),
@@ -163,6 +163,8 @@ class GeneratorSession:
             "place_accuracy": self.place_accuracy,
             "validation": self.history,
         }
+        if self.run.start is not None:
+            record["start"] = read_record(self.run.start)
         save_weights(path, dict(zip(self.parts, (model, self.tokenizer, text), strict=True)), record, self.lessons)
 
     def _checkpoint(self, held_out: LatentSet) -> None:
