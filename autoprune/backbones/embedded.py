@@ -49,7 +49,7 @@ TINY = EmbeddedSpec(
 TINY_VIDEO = EmbeddedSpec(
     transformer=tiny_video.TRANSFORMER,
     tokenizer=tiny_video.TOKENIZER,
-    sampling=Sampling(guidance=1.5, temperature=0.5, frames=tiny_video.FRAMES),
+    sampling=Sampling(guidance=2.0, temperature=0.5, frames=tiny_video.FRAMES),
     vocabulary=MOTION_VOCABULARY,
 )
 EMBEDDED = {"tiny": TINY, "tiny_video": TINY_VIDEO}
