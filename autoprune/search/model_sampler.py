@@ -18,13 +18,14 @@ from optuna.trial import FrozenTrial
 from autoprune.measure.device import one_blas_thread
 from autoprune.search.beliefs import Beliefs, Parameters
 from autoprune.search.history import History, HistoryReader, best, selected
-from autoprune.search.neighbour import crossed, mutated, random_vector
+from autoprune.search.neighbour import crossed, joined, mutated, random_vector
 from autoprune.search.space import SearchSpace, Vector
 
 POOL = 200  # candidates of the first round; a second one of half as many looks around the best of them
 BEST = 8
 FEWEST = 4  # trials with values that are modelled, where faults are most of all
-CHANGED, CROSSED = 0.5, 0.3  # of the candidates: a member changed, two members crossed; the rest is anything
+# Of the candidates: a member changed, two members crossed, a member joined by any feasible trial; the rest is anything.
+CHANGED, CROSSED, JOINED = 0.4, 0.2, 0.25
 MODELLED = 300  # told trials, at most: the cost of a model is cubic in them
 GROWTH = 1.1  # of the told trials until hyperparameters are fitted again
 
@@ -57,7 +58,7 @@ class ModelSampler(BaseSampler):
         history = self._readers.setdefault(study, HistoryReader(self._space)).read(study)
         if len(history.told) < self._startup or history.valued < min(self._startup, FEWEST):
             members = [trial.vector for trial in best(history.told)] or [random_vector(self._space, rng)]
-            fresh = self._fresh(self._around(members, rng), history, POOL)
+            fresh = self._fresh(self._around(members, history, rng), history, POOL)
             return next((vector for vector in fresh if self._unseen(vector, history)), {})
         with one_blas_thread():
             belief = Beliefs(selected(history.told, MODELLED), self._space.distributions, self._parameters(study, history))
@@ -79,20 +80,21 @@ class ModelSampler(BaseSampler):
     def _best(self, belief: Beliefs, history: History, rng: np.random.Generator) -> Vector:
         window = belief.window(rng)
         members = [trial.vector for trial in best(history.told) or history.told]
-        first = list(self._fresh(self._around(members, rng), history, POOL))
+        first = list(self._fresh(self._around(members, history, rng), history, POOL))
         if not first:
             return {}
         gains = belief.gain(first, window)
         promising = [first[index] for index in (-gains).argsort()[:BEST]]
-        second = list(self._fresh(self._around(promising, rng), history, POOL // 2))
+        second = list(self._fresh(self._around(promising, history, rng), history, POOL // 2))
         pool = first + second
         if second:
             gains = np.append(gains, belief.gain(second, window))
         ranked = (pool[index] for index in (-gains).argsort(kind="stable"))
         return next((vector for vector in ranked if self._unseen(vector, history)), {})
 
-    def _around(self, members: list[Vector], rng: np.random.Generator) -> Iterator[Vector]:
-        used = [self._space.used(member) for member in members]
+    def _around(self, members: list[Vector], history: History, rng: np.random.Generator) -> Iterator[Vector]:
+        used, neutral = [self._space.used(member) for member in members], self._space.normal({})
+        feasible = [trial.vector for trial in history.told if trial.feasible] or members
         while True:
             first, second = rng.integers(len(members), size=2).tolist()
             kind = rng.random()
@@ -100,6 +102,8 @@ class ModelSampler(BaseSampler):
                 yield mutated(self._space, members[first], rng, used=used[first])
             elif kind < CHANGED + CROSSED:
                 yield crossed(members[first], members[second], rng)
+            elif kind < CHANGED + CROSSED + JOINED:
+                yield joined(members[first], feasible[rng.integers(len(feasible))], neutral)
             else:
                 yield random_vector(self._space, rng)
 

@@ -34,6 +34,11 @@ def crossed(first: Vector, second: Vector, rng: np.random.Generator) -> Vector:
     return {name: second[name] if take else value for (name, value), take in zip(first.items(), taken, strict=True)}
 
 
+def joined(first: Vector, second: Vector, neutral: Vector) -> Vector:
+    """Returns the first vector with every decision of the second, a normal one: what it has that is not neutral."""
+    return {name: value if second[name] == neutral[name] else second[name] for name, value in first.items()}
+
+
 def unseen_neighbour(space: SearchSpace, front: Sequence[Vector], *, known: Container[str], seed: int) -> Vector | None:
     """Returns a vector whose policy is not `known` (policy keys), mostly near a vector of the front.
 
