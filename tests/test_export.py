@@ -1,8 +1,10 @@
 """What a policy file says about where its numbers come from."""
 
+import csv
 import hashlib
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,8 @@ from example_study import measured, policy
 import autoprune
 from autoprune.measure.device import device_conditions, device_identity
 from autoprune.policy import Policy
-from autoprune.search.export import export_policy, measured_fields
+from autoprune.rules import KeyRule, StopRule
+from autoprune.search.export import export_policy, measured_fields, write_trials
 from autoprune.search.folder import StudyFolder
 from autoprune.search.records import TrialRecord
 
@@ -41,6 +44,17 @@ def test_a_measurement_names_the_prompts_that_were_used(tmp_path):
     fields = measured_fields(measured(1.5, 0.1), {"device": "cpu"}, texts)
     used = "\n".join(sorted(texts[: fields["prompts"]]))
     assert fields["prompts"] == 48 and fields["prompts_sha256"] == hashlib.sha256(used.encode()).hexdigest()
+
+
+def test_trials_say_every_decision_and_none_that_was_not_taken(tmp_path):
+    plain = policy(0.5, 0.25)
+    stopped = replace(plain, stop=StopRule(5, 0.1, 0.05), keys=KeyRule(1, 2))
+    trials = [TrialRecord(4, "sampler", one, measured(1.5, 0.1), True, "complete", 1.0) for one in (plain, stopped)]
+    with StudyFolder(tmp_path / "mine", {}) as folder:
+        folder.claim()
+        rows = list(csv.DictReader(write_trials(folder, trials).open()))
+    first, second = (json.loads(row["schedule"]) for row in rows)
+    assert set(first) == {"scales", "guidance", "skip_last"} and set(second) == {*first, "stop", "keys"}
 
 
 def test_an_exported_policy_carries_sampling_study_and_code(tmp_path):

@@ -155,4 +155,5 @@ def _member(member: FrontMember) -> dict[str, object]:
 
 def _decisions(policy: Policy) -> dict[str, object]:
     document = json.loads(policy.key())
-    return {name: document[name] for name in ("scales", "guidance", "skip_last")}
+    taken = [name for name in ("stop", "probe", "group_from", "keys", "fewer_repetitions") if document.get(name)]
+    return {name: document[name] for name in ("scales", "guidance", "skip_last", *taken)}
