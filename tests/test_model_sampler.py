@@ -17,7 +17,7 @@ from autoprune.search.front import hypervolume
 from autoprune.search.gaussian_process import GaussianProcess, negative_log_posterior
 from autoprune.search.history import HistoryReader
 from autoprune.search.model_sampler import ModelSampler
-from autoprune.search.neighbour import random_vector
+from autoprune.search.neighbour import joined, random_vector
 from autoprune.search.sampler import make_sampler
 from autoprune.search.settings import PENDING, SamplerSettings
 from tests.test_space import space
@@ -155,6 +155,15 @@ def test_unused_dimensions_are_neutral_and_change_nothing() -> None:
         free = {name for name in vector if normal[name] != vector[name]}
         moved = {name: other[name] if name in free else value for name, value in vector.items()}
         assert here.policy(moved).key() == here.policy(vector).key()
+
+
+def test_a_member_joined_by_another_trial_takes_all_its_decisions() -> None:
+    here = space("unified", "tiny")
+    found = {preset.name: preset for preset in here.presets()}
+    single, pruned = found["cond-only-2"], found["fastvar-no-skip"]
+    both = here.policy(joined(here.normal(single.vector), here.normal(pruned.vector), here.normal({})))
+    assert single.policy.guidance.branch == "cond" and pruned.policy.scales
+    assert (both.guidance, both.scales) == (single.policy.guidance, pruned.policy.scales)
 
 
 HERE = space("fastvar", "tiny")
