@@ -110,8 +110,8 @@ class Choice:
 class Count:
     """A number of scales or layers, from `low` on. A file frees it by a share of the whole, rounded up; `most` bounds it.
 
-    Where a file names it, even with 0, it may be `more(target)` higher. `mild` is the neutral value: low, or the highest one
-    where that is what changes least.
+    Where it is free, it may be `more(target)` higher. `mild` is the neutral value: low, or the highest one where that is
+    what changes least.
     """
 
     key: str
@@ -127,7 +127,7 @@ class Count:
 
     def dimensions(self, setting: float | None, target: Target) -> tuple[Dimension, ...]:
         high = min(share_of(setting or 0.0, self.whole(target)), (self.most or self.whole)(target))
-        high += self.more(target) if setting is not None else 0
+        high += self.more(target) if high else 0
         neutral = max(high, self.low) if self.mild == "high" else self.low
         distribution = IntDistribution(self.low, high) if high > self.low else None
         return tuple(Dimension(name, neutral, distribution) for name in self.names or (self.key,))
