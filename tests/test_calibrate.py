@@ -264,7 +264,7 @@ def rows_of(backbone, row: int, **decisions) -> dict[int, int]:
 @pytest.mark.parametrize("metric", LATENT_SCORERS)
 def test_a_video_stops_by_the_changes_of_its_clip_that_were_measured(video_backbone, of_videos, metric: str) -> None:
     (changes,) = of_videos.changes[metric, 7]
-    assert changes.shape == (2, 2 * 8 * 8)
+    assert changes.shape == (2, 3 * 8 * 8)
     for row, largest in enumerate(changes.amax(1).tolist()):
         for factor, last in ((1.001, 6), (0.999, 7)):
             rule = StopRule(7, threshold=factor * largest, share=0.001, metric=metric)
