@@ -93,7 +93,7 @@ def test_a_study_measures_the_presets_and_exports_policies_of_the_family(tmp_pat
         read_space(SPACES / "unified.yaml"),
         quality=QualitySettings(name="fidelity", prompts=4, held_out_prompts=4, max_loss=1.0),
         latency=LatencySettings(batch=2, rounds=1),
-        budget=BudgetSettings(trials=34, minutes=None, front=2),
+        budget=BudgetSettings(trials=34, minutes=None, front=5),
         prompts=read_prompts(tmp_path / "prompts.txt"),
     )
     result = run_study(config, backbone=backbone, tracker=NullTracker(), progress=NullProgress())
