@@ -124,9 +124,10 @@ class Interpreter:
         """Returns how many repetitions less the last scales run that run several times, each at least once."""
         course = self.target.course
         fewer = int(self.read["fewer_repetitions"]) if course.repetitions else 0
+        if not fewer:
+            return {}
         repeated = [scale for scale in range(self.target.clip.start, run) if course.times(scale) > 1]
-        late = repeated[-int(self.read["short_scales"]) :] if fewer else ()
-        return {scale: min(fewer, course.times(scale) - 1) for scale in late}
+        return {scale: min(fewer, course.times(scale) - 1) for scale in repeated[-int(self.read["short_scales"]) :]}
 
     def _guidance(self, run: int) -> BranchRule:
         """Returns which branches run. An adaptive drop is decided one scale before the first one it may change."""
