@@ -32,6 +32,7 @@ class GeneratorSession:
         self.lessons = run.lessons
         self.parts = build_parts(run.lessons.spec) if run.start is None else embedded_parts(run.lessons.spec, run.start)[0]
         self.model, _, self.text = (part.to(run.device) for part in self.parts.values())
+        self.origin = {} if run.start is None else {"start": read_record(run.start)}
         if run.start is None:
             self.lessons.initialise(self.model)
         self.averages = nn.ModuleList([deepcopy(self.model), deepcopy(self.text)]).requires_grad_(False)
@@ -162,9 +163,8 @@ class GeneratorSession:
             "full_samples": self.full_samples,
             "place_accuracy": self.place_accuracy,
             "validation": self.history,
+            **self.origin,
         }
-        if self.run.start is not None:
-            record["start"] = read_record(self.run.start)
         save_weights(path, dict(zip(self.parts, (model, self.tokenizer, text), strict=True)), record, self.lessons)
 
     def _checkpoint(self, held_out: LatentSet) -> None:
