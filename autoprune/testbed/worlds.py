@@ -12,9 +12,9 @@ from autoprune.backbones.bsq_tokenizer import BSQTokenizer
 from autoprune.backbones.caption_encoder import MOTION_VOCABULARY, VOCABULARY
 from autoprune.backbones.clip_tokenizer import ClipTokenizer
 from autoprune.backbones.schedules import scale_schedule
-from autoprune.backbones.tiny_video import RUNS, TOKENIZER
+from autoprune.backbones.tiny_video import FRAMES, RUNS, TOKENIZER
 from autoprune.policy import Grid
-from autoprune.testbed.motion import FRAMES, MOTION_VERSION, VIDEO_SIZE, motion_pair
+from autoprune.testbed.motion import MOTION_VERSION, VIDEO_SIZE, motion_pair
 from autoprune.testbed.scenes import DATA_VERSION, IMAGE_SIZE, training_pair
 
 Pair = tuple[np.ndarray, str, object]
