@@ -111,6 +111,28 @@ def test_a_result_that_was_stored_before_its_worker_died_is_kept(tmp_path: Path)
     assert [known for known, _ in study.news()] == [record] and not study.running() and not study.waiting()
 
 
+@pytest.mark.parametrize("finishes", [False, True])
+def test_a_result_that_is_stored_while_its_worker_is_looked_for_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finishes: bool
+) -> None:
+    study, dead = opened(tmp_path), elsewhere("worker-7")
+    presence, asked = gone(study, dead), study.ask(dead)
+    study.sync()
+    if not finishes:
+        monkeypatch.setattr(SharedStudy, "_finish", lambda *arguments, outside: None)
+    records = []
+
+    def told_and_died(token: str) -> bool:
+        records.append(told(opened(tmp_path), asked))
+        monkeypatch.undo()
+        return True
+
+    monkeypatch.setattr(presence, "is_gone", told_and_died)
+    assert len(study.reclaim(presence)) == (not finishes)
+    study.sync()
+    assert [known for known, _ in study.news()] == records and not study.running() and not study.waiting()
+
+
 def test_a_trial_that_was_given_away_is_not_told_twice(tmp_path: Path) -> None:
     study, slow = opened(tmp_path), elsewhere("slow")
     presence, asked = gone(study, slow), study.ask(slow)

@@ -183,11 +183,12 @@ class SharedStudy:
 
         What was told but not finished is finished; else it is queued again, after MOST_RETRIES times recorded as failed.
         """
+        gone = {trial.number for trial in self._in(TrialState.RUNNING) if _is_gone(trial, presence)}
+        if gone:
+            self.sync()  # what they told last may be newer than what was read before
         said = []
-        for trial in self._in(TrialState.RUNNING):
+        for trial in [trial for trial in self._in(TrialState.RUNNING) if trial.number in gone]:
             token = trial.user_attrs.get(WORKER)
-            if token == presence.worker.token or not presence.is_gone(token or f"of trial {trial.number}"):
-                continue
             who, attempt = presence.label(token), trial.user_attrs.get(ATTEMPT, 0)
             if RECORD in trial.user_attrs:
                 self._finish(trial.number, record_of(trial), outside=POLICY in trial.user_attrs)
@@ -260,6 +261,11 @@ class SharedStudy:
         began = time.perf_counter()
         yield
         self._seconds += time.perf_counter() - began
+
+
+def _is_gone(trial: FrozenTrial, presence: Presence) -> bool:
+    token = trial.user_attrs.get(WORKER)
+    return token != presence.worker.token and presence.is_gone(token or f"of trial {trial.number}")
 
 
 def _suggested(trial: Trial, name: str, kind: BaseDistribution) -> object:
