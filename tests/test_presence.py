@@ -67,7 +67,10 @@ def test_a_worker_elsewhere_is_gone_when_its_sign_stands_still_and_not_while_the
     assert not presence.is_gone(other.token), "it could not give a sign either"
     time.sleep(0.25)
     assert presence.is_gone(other.token) and not presence.is_gone(presence.worker.token)
-    assert presence.label(other.token) == "other (host, process 1)" and presence.label("nobody") == "unknown"
+    assert (
+        presence.label(other.token) == "other (host, process 1)"
+        and presence.label("nobody") == presence.label(None) == "of unknown name"
+    )
 
 
 def test_signs_are_given_while_the_presence_lasts_and_survive_a_storage_that_is_away() -> None:

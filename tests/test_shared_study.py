@@ -111,6 +111,25 @@ def test_a_result_that_was_stored_before_its_worker_died_is_kept(tmp_path: Path)
     assert [known for known, _ in study.news()] == [record] and not study.running() and not study.waiting()
 
 
+def test_a_trial_whose_worker_died_before_it_wrote_its_name_is_tried_again(tmp_path: Path) -> None:
+    study = opened(tmp_path)
+    vector = next(preset.vector for preset in SPACE.presets() if preset.vector and preset.name == "fastvar")
+    study.enqueue(vector, "preset:fastvar")
+    presence = Presence(Worker.here("live"), study.board, lease=0.05)
+    for attempt in range(MOST_RETRIES + 1):
+        number = study._study.ask().number
+        study.sync()
+        assert study.reclaim(presence) == [], "its lease begins"
+        time.sleep(0.1)
+        study.sync()
+        (sentence,) = study.reclaim(presence)
+        assert "of unknown name" in sentence and str(number) in sentence
+        study.sync()
+        assert study.waiting() == ["again"] * (attempt < MOST_RETRIES)
+    ((record, _),) = study.news()
+    assert record.policy.key() == SPACE.policy(vector).key() and record.source == "preset:fastvar"
+
+
 @pytest.mark.parametrize("finishes", [False, True])
 def test_a_result_that_is_stored_while_its_worker_is_looked_for_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finishes: bool

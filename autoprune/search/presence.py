@@ -96,10 +96,10 @@ class Presence:
         self._seen[token] = (count, since if known == count else now)
         return now - self._seen[token][1] > self.lease
 
-    def label(self, token: str) -> str:
-        """Returns who a worker is or was."""
-        sign = self._board.attributes().get(SIGN + token)
-        return _worker(sign).label if isinstance(sign, dict) else "unknown"
+    def label(self, token: str | None) -> str:
+        """Returns who a worker is or was; None is one that died before it wrote who it was."""
+        sign = self._board.attributes().get(f"{SIGN}{token}")
+        return _worker(sign).label if isinstance(sign, dict) else "of unknown name"
 
     def _beat(self) -> None:
         count = 0

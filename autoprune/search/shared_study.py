@@ -210,10 +210,8 @@ class SharedStudy:
         if not any(other.user_attrs.get(RETRY_OF) == trial.number for other in self._trials):
             if POLICY in trial.user_attrs:
                 self._enqueue_outside(trial.user_attrs[POLICY], attributes)
-            elif trial.params.keys() == self._space.distributions.keys():
-                self._study.enqueue_trial(trial.params, user_attrs=attributes)
-            elif "fixed_params" in trial.system_attrs:
-                self._study.enqueue_trial(trial.system_attrs["fixed_params"], user_attrs=attributes)
+            elif self._vector(trial):
+                self._study.enqueue_trial(self._vector(trial), user_attrs=attributes)
         self._study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
     def _enqueue_outside(self, policy: str, attributes: Mapping[str, object]) -> None:
@@ -246,7 +244,14 @@ class SharedStudy:
 
     def _policy(self, trial: FrozenTrial) -> Policy:
         policy = trial.user_attrs.get(POLICY)
-        return self._space.policy(trial.params) if policy is None else Policy.from_json(policy, source=f"trial {trial.number}")
+        if policy is not None:
+            return Policy.from_json(policy, source=f"trial {trial.number}")
+        return self._space.policy(self._vector(trial))
+
+    def _vector(self, trial: FrozenTrial) -> Vector:
+        """Returns the vector of a trial, empty where its worker died before it had one."""
+        whole = trial.params.keys() == self._space.distributions.keys()
+        return trial.params if whole else trial.system_attrs.get("fixed_params", {})
 
     @contextmanager
     def _lenient(self, asked: Asked) -> Iterator[None]:
