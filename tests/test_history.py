@@ -39,6 +39,18 @@ def test_failures_count_where_they_broke_a_constraint(study: optuna.Study) -> No
     assert [trial.vector for trial in history.told if trial.feasible] == [HERE.normal(study.trials[0].params)]
 
 
+def test_a_careful_history_keeps_a_part_of_the_score_budget_and_of_no_other(study: optuna.Study) -> None:
+    for drop, memory in ((-0.01, -5.0), (-0.06, -5.0), (-0.1, -0.02), (-0.1, 7.0)):
+        trial = asked(study, memory)
+        trial.set_constraint("score_drop", drop)
+        study.tell(trial, [-0.5, 0.2])
+    study.tell(asked(study, -0.02), [-0.4, 0.1])  # a study without scores
+    history = HistoryReader(HERE, margin=0.06).read(study)
+    assert [trial.constraint for trial in history.told] == [-0.01, -0.06, -0.02, 7.0, -0.02]
+    assert [trial.constraint for trial in history.careful().told] == pytest.approx([0.05, 0.0, -0.02, 7.0, -0.02])
+    assert HistoryReader(HERE).read(study).careful() == HistoryReader(HERE).read(study)
+
+
 def test_running_trials_count_once_their_vector_is_whole_and_change_to_told(study: optuna.Study) -> None:
     reader, whole = HistoryReader(HERE), asked(study)
     half = study.ask()
@@ -59,8 +71,8 @@ def test_trials_come_in_the_order_in_which_they_ended(study: optuna.Study) -> No
 
 def test_of_many_trials_the_front_stays_with_what_is_near_and_some_of_all_the_rest() -> None:
     rng = np.random.default_rng(0)
-    told = [Told(random_vector(HERE, rng), (-x, x * x + y), float(rng.choice([-1, 1]))) for x, y in rng.random((900, 2))]
-    told += [Told(told[0].vector, None, 1.0)]
+    told = [Told(random_vector(HERE, rng), (-x, x * x + y), float(rng.choice([-1, 1])), 1.0) for x, y in rng.random((900, 2))]
+    told += [Told(told[0].vector, None, 1.0, 1.0)]
     chosen = selected(told, 100)
     places = [next(index for index, trial in enumerate(told) if trial is each) for each in chosen]
     assert len(chosen) == 100 and places == sorted(set(places))
@@ -71,7 +83,8 @@ def test_of_many_trials_the_front_stays_with_what_is_near_and_some_of_all_the_re
 
 
 def test_a_model_always_has_trials_with_values() -> None:
-    told = [Told({}, None, 1.0)] * 5 + [Told({}, (-0.5, 0.4), 0.2), Told({}, (-0.2, 0.3), 0.1)] + [Told({}, None, 1.0)] * 200
+    broken, slow, fast = Told({}, None, 1.0, 1.0), Told({}, (-0.2, 0.3), 0.1, 0.1), Told({}, (-0.5, 0.4), 0.2, 0.2)
+    told = [broken] * 5 + [fast, slow] + [broken] * 200
     history = History(told, [], frozenset())
     assert history.valued == 2 and history.first(1) == told[:6] and history.first(2) == told[:7]
     assert [trial.point for trial in selected(told, 10) if trial.point] == [(-0.5, 0.4), (-0.2, 0.3)]

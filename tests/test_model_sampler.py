@@ -214,6 +214,26 @@ def test_the_sampler_asks_no_policy_twice_and_finds_more_than_random() -> None:
     assert asked == 40 and modelled > 1.05 * random
 
 
+def test_a_part_of_all_asks_looks_for_what_keeps_a_margin_of_the_score_budget() -> None:
+    """Skipping drops nearly all of the score that may be dropped, which a search of the whole budget does not mind."""
+
+    def careful_area(*, margin: float, seed: int) -> float:
+        study = optuna.create_study(
+            directions=["minimize"] * 2, sampler=ModelSampler(HERE, startup=10, seed=seed, margin=margin)
+        )
+        points = []
+        for _ in range(40):
+            trial = study.ask(fixed_distributions=HERE.distributions)
+            values, drops = objectives(trial.params), HERE.policy(trial.params).skip_last > 0
+            trial.set_constraint("score_drop", -0.01 if drops else -0.12)
+            study.tell(trial, list(values))
+            points += [] if drops else [values]
+        return hypervolume(points, (0.0, 0.25))
+
+    areas = {margin: [careful_area(margin=margin, seed=seed) for seed in range(3)] for margin in (0.0, 0.06)}
+    assert np.mean(areas[0.06]) > 1.05 * np.mean(areas[0.0])
+
+
 @pytest.mark.parametrize("pending", PENDING)
 @pytest.mark.parametrize("told", [4, 14])
 def test_no_policy_that_runs_is_asked(pending: str, told: int) -> None:

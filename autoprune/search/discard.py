@@ -10,6 +10,7 @@ from autoprune.search.settings import QualitySettings
 
 LATENCY_MARGIN = 0.05
 LOSS_MARGIN = 0.10
+SCORE_DROP = "score_drop"
 
 
 def discard_reason(first: Measurement, rivals: Collection[Measurement], quality: QualitySettings) -> str:
@@ -31,7 +32,7 @@ def discard_reason(first: Measurement, rivals: Collection[Measurement], quality:
 
 def constraint_values(measurement: Measurement, quality: QualitySettings) -> dict[str, float]:
     """Returns the constraints of a study, each at most 0 where it holds."""
-    values = {"score_drop" if measurement.scored else "loss": measurement.drop - quality.max_drop}
+    values = {SCORE_DROP if measurement.scored else "loss": measurement.drop - quality.max_drop}
     if quality.max_memory_mb is not None:
         values["memory_mb"] = measurement.peak_memory_mb - quality.max_memory_mb
     return values

@@ -1,12 +1,13 @@
 """What the trials of a study say to the model sampler, read once each: the vector of a trial never changes."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from autoprune.search.discard import SCORE_DROP
 from autoprune.search.faults import broke
 from autoprune.search.front import Point, non_dominated
 from autoprune.search.space import SearchSpace, Vector
@@ -16,11 +17,13 @@ _STATES = (TrialState.RUNNING, TrialState.COMPLETE, TrialState.FAIL)
 
 @dataclass(frozen=True)
 class Told:
-    """A finished trial: its normal vector, (log latency, loss), None where it has no values, and its worst constraint."""
+    """A finished trial: its normal vector, (log latency, loss), None where it has no values, its worst constraint, and that of
+    a search that keeps a part of the score budget (`careful`)."""
 
     vector: Vector
     point: Point | None
     constraint: float
+    careful: float
 
     @property
     def feasible(self) -> bool:
@@ -41,6 +44,10 @@ class History:
         """Returns how many told trials have values."""
         return sum(trial.point is not None for trial in self.told)
 
+    def careful(self) -> "History":
+        """Returns the same for a search that keeps a part of the score budget."""
+        return replace(self, told=[replace(trial, constraint=trial.careful) for trial in self.told])
+
     def first(self, count: int) -> list[Told]:
         """Returns what was told until `count` trials had values."""
         ends = [place for place, trial in enumerate(self.told) if trial.point is not None]
@@ -49,16 +56,17 @@ class History:
 
 @dataclass
 class HistoryReader:
-    """Reads one study again and again."""
+    """Reads one study again and again. `margin` of the score drop is what a careful search keeps."""
 
     space: SearchSpace
+    margin: float = 0.0
     _known: dict[int, tuple[Vector, str]] = field(default_factory=dict)
 
     def read(self, study: Study) -> History:
         """Returns what is known now, without trials outside the space or half asked, and failures that broke no constraint."""
         told, running, keys = [], [], set()
         for trial in sorted(study.get_trials(deepcopy=False, states=_STATES), key=_ended):
-            outcome = _outcome(trial)
+            outcome = self._outcome(trial)
             if outcome is None or not trial.params.keys() >= self.space.distributions.keys():
                 continue
             vector, key = self._vector(trial)
@@ -73,6 +81,14 @@ class HistoryReader:
         if trial.number not in self._known:
             self._known[trial.number] = self.space.normal(trial.params), self.space.policy(trial.params).key()
         return self._known[trial.number]
+
+    def _outcome(self, trial: FrozenTrial) -> tuple[Point | None, float, float] | None:
+        """Returns values, but those of faults (faults.py), and worst constraints; None where the policy is not to blame."""
+        worst = max(trial.constraints.values(), default=0.0)
+        careful = max(worst, trial.constraints.get(SCORE_DROP, worst - self.margin) + self.margin)
+        if not broke(trial.constraints) and trial.values is not None and all(map(math.isfinite, trial.values)):
+            return (trial.values[0], trial.values[1]), worst, careful
+        return (None, worst, careful) if worst > 0 or trial.state == TrialState.RUNNING else None
 
 
 def best(told: list[Told]) -> list[Told]:
@@ -96,11 +112,3 @@ def selected(told: list[Told], most: int) -> list[Told]:
 
 def _ended(trial: FrozenTrial) -> tuple[float, int]:
     return (trial.datetime_complete.timestamp() if trial.datetime_complete else math.inf), trial.number
-
-
-def _outcome(trial: FrozenTrial) -> tuple[Point | None, float] | None:
-    """Returns values, but those of faults (faults.py), and worst constraint; None where the policy is not to blame."""
-    worst = max(trial.constraints.values(), default=0.0)
-    if not broke(trial.constraints) and trial.values is not None and all(map(math.isfinite, trial.values)):
-        return (trial.values[0], trial.values[1]), worst
-    return (None, worst) if worst > 0 or trial.state == TrialState.RUNNING else None

@@ -206,8 +206,10 @@ class StudyLoop:
         return self.evaluator.evaluate(record.policy, stop=stop)
 
     def _rivals(self) -> Iterator[Measurement]:
+        """Yields the first batches of careful trials: who beats others by using the whole budget may be beyond it elsewhere."""
         for trial in self.trials:
-            if trial.state == "complete" and trial.feasible and not trial.source.startswith("control:"):
+            careful = trial.feasible and trial.measurement.drop <= self.settings.quality.careful_drop
+            if trial.state == "complete" and careful and not trial.source.startswith("control:"):
                 yield self.first[trial.number]
 
     def _finished(self, record: TrialRecord, evaluation: Evaluation, began: float) -> TrialRecord:

@@ -27,6 +27,7 @@ FEWEST = 4  # trials with values that are modelled, where faults are most of all
 # Of the candidates: a member changed, two members crossed, a member joined by any feasible trial; the rest is anything.
 CHANGED, CROSSED, JOINED = 0.4, 0.2, 0.25
 MODELLED = 300  # told trials, at most: the cost of a model is cubic in them
+CAREFUL = 0.5  # of all asks keep a part of the score budget
 GROWTH = 1.1  # of the told trials until hyperparameters are fitted again
 
 
@@ -37,14 +38,17 @@ class ModelSampler(BaseSampler):
     Drawn, because one place would be asked for ever: where a model is unsure of the fastest policy, hundreds that behave like
     it promise the largest hypervolume (of 135 trials of the unified space 80 gave one policy's images).
 
+    CAREFUL of all asks are those of a search that must keep `margin` more of the score budget: of policies of one latency and
+    loss some drop less, and what uses the whole budget on the search's prompts may be beyond it on others.
+
     Losses are modelled as they are: those of independent decisions about add up, as their log latencies do. What other workers
     run is never asked again and counts as told according to `pending` (Beliefs.expect). An ask follows from the seed, the
     number of the trial and the trials of the study, whichever process asks: hyperparameters are those of the first told
     trials, up to a number that grows by GROWTH.
     """
 
-    def __init__(self, space: SearchSpace, *, startup: int, seed: int, pending: str = "believer") -> None:
-        self._space, self._startup, self._seed, self._pending = space, startup, seed, pending
+    def __init__(self, space: SearchSpace, *, startup: int, seed: int, pending: str = "believer", margin: float = 0.0) -> None:
+        self._space, self._startup, self._seed, self._pending, self._margin = space, startup, seed, pending, margin
         self._fallback = RandomSampler(seed=seed)
         self._readers: WeakKeyDictionary[Study, HistoryReader] = WeakKeyDictionary()
         self._fits: WeakKeyDictionary[Study, tuple[int, Parameters]] = WeakKeyDictionary()
@@ -55,7 +59,9 @@ class ModelSampler(BaseSampler):
 
     def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, object]:
         rng = np.random.default_rng((self._seed, trial.number))
-        history = self._readers.setdefault(study, HistoryReader(self._space)).read(study)
+        history = self._readers.setdefault(study, HistoryReader(self._space, self._margin)).read(study)
+        if rng.random() < CAREFUL:
+            history = history.careful()
         if len(history.told) < self._startup or history.valued < min(self._startup, FEWEST):
             members = [trial.vector for trial in best(history.told)] or [random_vector(self._space, rng)]
             fresh = self._fresh(self._around(members, history, rng), history, POOL)

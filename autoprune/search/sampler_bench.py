@@ -80,11 +80,11 @@ def measure_samplers(backbone: Backbone, case: SamplerCase) -> dict[str, object]
     the lowest and highest; and the seconds until then, of evaluations and of the sampler."""
     settings = _settings(case)
     space, memory = space_for(settings.space, backbone), Memory(backbone, settings)
-    runs = {name: [] for name in case.samplers}
+    runs, margin = {name: [] for name in case.samplers}, settings.quality.margin
     for seed in range(case.seeds):
         for name in runs:
-            runs[name].append(list(_run(space, memory, _sampler(name, space, seed), settings, case.trials)))
-    long = list(_run(space, memory, _sampler("gp", space, case.seeds), settings, case.reference))
+            runs[name].append(list(_run(space, memory, _sampler(name, space, seed, margin), settings, case.trials)))
+    long = list(_run(space, memory, _sampler("gp", space, case.seeds, margin), settings, case.reference))
     found = [asked.point for run in [long, *(run for each in runs.values() for run in each)] for asked in run if asked.point]
     corner = reference_of(found)
     whole = hypervolume(found, corner)
@@ -117,9 +117,9 @@ def _settings(case: SamplerCase) -> StudySettings:
     )
 
 
-def _sampler(name: str, space: SearchSpace, seed: int) -> BaseSampler:
+def _sampler(name: str, space: SearchSpace, seed: int, margin: float) -> BaseSampler:
     if name != GRID:
-        return make_sampler(space, SamplerSettings(name), seed)
+        return make_sampler(space, SamplerSettings(name), seed, margin=margin)
     neutral = space.normal({})
     values = {key: [neutral[key]] for key in space.distributions}
     for key, distribution in space.distributions.items():

@@ -122,6 +122,17 @@ class QualitySettings:
         """Returns the quality budget, which limits `Measurement.drop`."""
         return self.max_loss if self.name == "fidelity" else self.max_score_drop
 
+    @property
+    def margin(self) -> float:
+        """Returns how much of the quality budget a careful search leaves: half that of a score, as few prompts flatter some
+        policies, and one that uses all of it on them may be beyond it on others. Losses hardly differ between prompts."""
+        return 0.0 if self.name == "fidelity" else self.max_score_drop / 2
+
+    @property
+    def careful_drop(self) -> float:
+        """Returns the quality budget of a careful search."""
+        return self.max_drop - self.margin
+
 
 @dataclass(frozen=True)
 class BudgetSettings:

@@ -63,7 +63,8 @@ def run_study(
         leadership = Leadership(folder, study, presence, crew=crew, presets=space.presets()).join()
         if leadership.over:
             return None
-        study.use(make_sampler(space, settings.sampler, settings.seed + study.size() + SEED_STEP * crew.rank))
+        seed = settings.seed + study.size() + SEED_STEP * crew.rank
+        study.use(make_sampler(space, settings.sampler, seed, margin=settings.quality.margin))
         if evaluator is None:
             saved = folder.read_json(TABLE_FILE)
             evaluator = GenerationEvaluator(backbone, settings, table=saved and LatencyTable.from_plain(saved))

@@ -90,12 +90,12 @@ def _shown(trials: Sequence[TrialRecord], settings: StudySettings) -> list[Trial
 
 
 def _candidates(trials: Sequence[TrialRecord], settings: StudySettings) -> list[TrialRecord]:
-    """Returns what is worth measuring again: half from the front, the rest from the front at half the quality budget.
+    """Returns what is worth measuring again: half from the front, the rest from that of careful trials (`careful_drop`).
 
     The search's few prompts flatter its fastest policies; the second half is there for when those fail.
     """
-    count, half = settings.budget.front, settings.quality.max_drop / 2
-    careful = [trial for trial in trials if trial.measurement and trial.measurement.drop <= half]
+    count = settings.budget.front
+    careful = [trial for trial in trials if trial.measurement and trial.measurement.drop <= settings.quality.careful_drop]
     chosen = most_valuable(search_front(trials), -(-count // 2))
     others = [trial for trial in search_front(careful) if trial not in chosen]
     return chosen + most_valuable(others, count - len(chosen))
