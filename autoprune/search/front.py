@@ -72,8 +72,9 @@ def may_lead(trial: TrialRecord) -> bool:
 
 
 def most_valuable(trials: Sequence[TrialRecord], count: int) -> list[TrialRecord]:
-    """Returns at most `count` members, picked greedily by the hypervolume they add, in the order given."""
-    chosen: list[TrialRecord] = []
+    """Returns at most `count` members of a front in the order given: the fastest, which comes first, and those picked greedily
+    by the hypervolume they add."""
+    chosen = list(trials[: min(count, 1)])
     reference = reference_of(objectives(trial.measurement) for trial in trials)
     while len(chosen) < min(count, len(trials)):
         taken = [objectives(trial.measurement) for trial in chosen]
