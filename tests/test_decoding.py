@@ -72,6 +72,18 @@ def test_no_decode_needs_more_than_the_quick_bound(name: str) -> None:
     assert decode_need(tokenizer, latent.shape[1:]) <= module._ceiling(tokenizer, latent)
 
 
+@pytest.mark.parametrize(("fits", "samples"), [(7.0, 7), (2.5, 2), (1.0, 1), (0.5, 1)])
+def test_videos_that_do_not_stream_are_sliced_but_never_cut_into_strips(fits: float, samples: int) -> None:
+    loaded = load_backbone("tiny_video", device="cpu", dtype="float32")
+    latent = torch.randn(7, loaded.tokenizer.channels, *loaded.tokenizer.latent_size(loaded.scale_schedule()))
+    options = Decoding(memory_mb=megabytes(fits, loaded, latent))
+    assert decode_plan(loaded.tokenizer, latent, options) == DecodePlan(samples, strips=False, compiled=False)
+    assert decode_need(loaded.tokenizer, latent.shape[1:]) <= module._ceiling(loaded.tokenizer, latent)
+    with torch.inference_mode():
+        whole, ours = loaded.tokenizer.decode(latent), decode(loaded.tokenizer, latent, options)
+    torch.testing.assert_close(ours, whole, rtol=0, atol=1e-5)
+
+
 def test_a_batch_far_beyond_the_memory_of_this_machine_is_sliced(backbone: Backbone) -> None:
     latent = torch.zeros(1, 16, 16, 16).expand(10**7, -1, -1, -1)
     plan = decode_plan(backbone.tokenizer, latent, Decoding())

@@ -79,6 +79,8 @@ class FoldedDecoder(Decoder):
 class ClipTokenizer(ClipLatents, nn.Module):
     """Latents are float32 [B, bits, T, H, W]; a scale works on the frames of its clip. Every frame is decoded by itself."""
 
+    streams = False
+
     def __init__(self, config: ClipTokenizerConfig) -> None:
         super().__init__()
         self.config = config

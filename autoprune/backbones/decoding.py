@@ -60,11 +60,12 @@ def decode(tokenizer: Tokenizer, latent: Tensor, options: Decoding) -> Tensor:
 
 
 def decode_plan(tokenizer: Tokenizer, latent: Tensor, options: Decoding) -> DecodePlan:
-    """Returns how this decode would run now. On the meta device everything fits; videos are decoded one after the other."""
-    batch, device = len(latent), latent.device
+    """Returns how this decode would run now. On the meta device everything fits. What streams decodes one video after the
+    other; other videos [B, d, T, H, W] are sliced as images are, but never cut into strips or compiled."""
+    batch, device, image = len(latent), latent.device, latent.dim() == 4
     if tokenizer.streams:
         return DecodePlan(1, strips=False, compiled=False)
-    compiled = device.type == "cuda" and options.compiler == "auto"
+    compiled = image and device.type == "cuda" and options.compiler == "auto"
     free = options.memory_mb * 2**20 or USABLE * free_memory(device)
     if batch * _ceiling(tokenizer, latent) <= free:
         return DecodePlan(batch, strips=False, compiled=compiled)
@@ -73,7 +74,7 @@ def decode_plan(tokenizer: Tokenizer, latent: Tensor, options: Decoding) -> Deco
         release_freed_memory()
         free = USABLE * free_memory(device)
     if need > free:
-        return DecodePlan(1, strips=True, compiled=False)
+        return DecodePlan(1, strips=image, compiled=False)
     slices = math.ceil(batch / int(free // need))
     return DecodePlan(math.ceil(batch / slices), strips=False, compiled=compiled)
 
@@ -106,9 +107,9 @@ def free_memory(device: torch.device) -> float:
 
 def _ceiling(tokenizer: Tokenizer, latent: Tensor) -> int:
     """Returns bytes that one sample never exceeds, in microseconds."""
-    cells = latent.shape[2] * latent.shape[3] * 4 ** (len(tokenizer.decoder.up) - 1)
+    cells = math.prod(latent.shape[2:]) * 4 ** (len(tokenizer.decoder.up) - 1)
     itemsize = next(tokenizer.decoder.parameters()).element_size()
-    return _MOST_MAPS * cells * max(tokenizer.config.widths[:2]) * itemsize
+    return _MOST_MAPS * cells * max(*tokenizer.config.widths[:2], 3 * tokenizer.decoder.pixel_patch**2) * itemsize
 
 
 class _CompiledNetwork:
