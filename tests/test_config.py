@@ -192,6 +192,17 @@ def test_a_user_folder_adds_choices(tmp_path):
     assert "trials: 500" in done.stdout, done.stderr
 
 
+def test_the_video_backbone_comes_with_a_search_that_every_choice_replaces(monkeypatch):
+    def search(*overrides: str) -> tuple[str, int, float | None, int]:
+        study = composed(monkeypatch, *overrides)[0].study
+        return study.space.name, study.budget.front, study.budget.minutes, study.quality.held_out_prompts
+
+    assert search("backbone=tiny_video") == ("video", 6, 9.5, 256)
+    assert search("search_spaces=unified", "budget.minutes=2", "backbone=tiny_video") == ("unified", 6, 2.0, 256)
+    assert search("backbone=tiny_video", "experiment=smoke") == ("video", 2, None, 16)
+    assert search() == ("unified", 10, 5.5, 160)
+
+
 def test_the_embedded_backbones_are_scored_on_what_they_have_learnt(monkeypatch):
     for chosen in ("auto", "motion"):
         quality = composed(monkeypatch, "backbone=tiny_video", f"quality={chosen}")[0].study.quality
