@@ -189,7 +189,7 @@ def told_study(sampler: optuna.samplers.BaseSampler, count: int) -> optuna.Study
         values = objectives(vector)
         study.enqueue_trial(vector)
         trial = study.ask(fixed_distributions=HERE.distributions)
-        trial.set_constraint("drop", values[1] - 0.25)
+        trial.set_constraint("score_drop", values[1] - 0.25)
         study.tell(trial, list(values))
     return study
 
@@ -244,10 +244,13 @@ def test_no_policy_that_runs_is_asked(pending: str, told: int) -> None:
 
 
 def test_an_ask_follows_from_seed_and_history_whoever_asks() -> None:
+    def sampler(seed: int) -> ModelSampler:
+        return ModelSampler(HERE, startup=10, seed=seed, margin=0.1)
+
     def asked(*, seed: int, fresh: bool) -> list[str]:
-        study, keys = told_study(ModelSampler(HERE, startup=10, seed=seed), 12), []
+        study, keys = told_study(sampler(seed), 12), []
         for number in range(6):
-            study.sampler = ModelSampler(HERE, startup=10, seed=seed) if fresh or not number else study.sampler
+            study.sampler = sampler(seed) if fresh or not number else study.sampler
             trial = study.ask(fixed_distributions=HERE.distributions)
             keys.append(key(trial))
             if number % 2:

@@ -59,15 +59,14 @@ class ModelSampler(BaseSampler):
 
     def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, object]:
         rng = np.random.default_rng((self._seed, trial.number))
-        history = self._readers.setdefault(study, HistoryReader(self._space, self._margin)).read(study)
-        if rng.random() < CAREFUL:
-            history = history.careful()
+        whole = self._readers.setdefault(study, HistoryReader(self._space, self._margin)).read(study)
+        history = whole.careful() if rng.random() < CAREFUL else whole
         if len(history.told) < self._startup or history.valued < min(self._startup, FEWEST):
             members = [trial.vector for trial in best(history.told)] or [random_vector(self._space, rng)]
             fresh = self._fresh(self._around(members, history, rng), history, POOL)
             return next((vector for vector in fresh if self._unseen(vector, history)), {})
         with one_blas_thread():
-            belief = Beliefs(selected(history.told, MODELLED), self._space.distributions, self._parameters(study, history))
+            belief = Beliefs(selected(history.told, MODELLED), self._space.distributions, self._parameters(study, whole))
             belief.expect(history.running, self._pending)
             return self._best(belief, history, rng)
 
