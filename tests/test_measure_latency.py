@@ -8,7 +8,17 @@ import torch
 
 from autoprune.backbones import Backbone, load_backbone
 from autoprune.generation import generate
-from autoprune.measure.latency import REST, LatencyTable, ScaleClock, Timing, interleaved, plan_keys, scale_key, timed
+from autoprune.measure.latency import (
+    KNOWN_SAMPLES,
+    REST,
+    LatencyTable,
+    ScaleClock,
+    Timing,
+    interleaved,
+    plan_keys,
+    scale_key,
+    timed,
+)
 from autoprune.measure.memory import PeakMemory
 from autoprune.policy import BranchRule, Policy, ScalePruning
 from autoprune.pruning.plan import Plan, compile_plan
@@ -73,11 +83,21 @@ def test_known_scales_say_how_slow_the_machine_is() -> None:
     table = LatencyTable(reference=1.0)
     times = runs_of(plan_of(), (0.1, 0.2, 0.4, 0.3))
     assert table.slowness(times) is None, "an empty table knows nothing"
-    for _ in range(2):
+    for _ in range(KNOWN_SAMPLES):
+        assert table.slowness(times) is None
         table.add(times, slowness=1.0)
     fresh = [(first, 0.2), (second, 0.4), ("unknown", 5.0), (rest, 0.6)]
     assert table.slowness(fresh) is None, "0.2, 0.4 and the rest 0.6 are less than 30 % of the run"
     assert table.slowness([(first, 0.2), (second, 0.4), ("unknown", 0.8), (rest, 0.6)]) == pytest.approx(2.0)
+
+
+def test_one_slow_start_does_not_set_what_a_scale_takes() -> None:
+    """On a machine at its usual speed but for the first time that a scale runs."""
+    table = LatencyTable(reference=1.0)
+    for seconds in (2.0, *[1.0] * 11):
+        runs = [("scale7/single", seconds)]
+        table.add(runs, slowness=table.slowness(runs) or 1.0)
+    assert table.total(["scale7/single"])[0] == pytest.approx(1.0)
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from autoprune.pruning.plan import Plan, ScalePlan
 REST = "rest"
 Runs = Sequence[tuple[str, float]]
 STALE = 0.2  # share of a dense run; sets of six runs differ by 0.09 on a busy machine (embedded, batch 4, two cores, load 7)
+KNOWN_SAMPLES = 5  # of a scale: what it was known to take corrects its later times, so one slow start must not decide it
 KNOWN_SHARE = 0.3  # of a run's seconds, below which known scales say too little about how slow the machine is
 
 
@@ -147,7 +148,7 @@ class LatencyTable:
 
         None where known keys are less than KNOWN_SHARE of the seconds.
         """
-        known = [(seconds, self._median(key)) for key, seconds in runs if len(self._samples.get(key, ())) > 1]
+        known = [(seconds, self._median(key)) for key, seconds in runs if len(self._samples.get(key, ())) >= KNOWN_SAMPLES]
         share = sum(seconds for seconds, _ in known)
         enough = share > KNOWN_SHARE * sum(seconds for _, seconds in runs)
         return share / sum(median for _, median in known) if enough else None

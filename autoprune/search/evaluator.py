@@ -211,7 +211,7 @@ class GenerationEvaluator:
         return self._overlaps and not policy.adaptive and self._settings.quality.max_memory_mb is None
 
     def _slowness_beside(self) -> float:
-        """Returns how slow the machine is, asked once a trial: its scales are known from the third batch on."""
+        """Returns how slow the machine is, asked once a trial: its scales are known after a few batches."""
         self._asked = self._asked or self._slowness()
         return self._asked
 
