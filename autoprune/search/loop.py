@@ -159,14 +159,16 @@ class StudyLoop:
         self._sync()
         running = self.study.running(but=asked.number)
         known = None if asked.outside else self.known.get(asked.policy.key())
-        if self._spent() + len(running) >= self.settings.budget.trials:
+        own = asked.source.startswith(("preset:", "control:"))
+        kept = 0 if own else self.study.waiting_presets()  # one that a dead worker held comes late, and is measured in any case
+        if self._spent() + len(running) + kept >= self.settings.budget.trials:
             self._leave(asked, back=True)
         elif asked.error is not None:
             self._failed(asked, record, asked.error)
         elif known is not None:
             self._repeat(asked, record, known)
         elif asked.policy.key() in running.values():
-            self._leave(asked, back=asked.source.startswith(("preset:", "control:")))
+            self._leave(asked, back=own)
         else:
             self._measure(asked, record, began)
 

@@ -108,6 +108,10 @@ class SharedStudy:
         """Returns the sources of what waits, in order; what was taken from a dead worker, or given back, is `again`."""
         return ["again" if RETRY_OF in t.user_attrs else source_of(t) for t in self._in(TrialState.WAITING)]
 
+    def waiting_presets(self) -> int:
+        """Returns how many presets and controls wait, those taken from dead workers too."""
+        return sum(source_of(trial).startswith(("preset:", "control:")) for trial in self._in(TrialState.WAITING))
+
     def vectors(self, numbers: Iterable[int]) -> dict[int, Vector]:
         """Returns the vectors of the trials with these numbers, without those outside the space."""
         wanted = set(numbers)
