@@ -85,7 +85,7 @@ class HistoryReader:
     def _outcome(self, trial: FrozenTrial) -> tuple[Point | None, float, float] | None:
         """Returns values, but those of faults (faults.py), and worst constraints; None where the policy is not to blame."""
         worst = max(trial.constraints.values(), default=0.0)
-        careful = max(worst, trial.constraints.get(SCORE_DROP, worst - self.margin) + self.margin)
+        careful = max(worst, trial.constraints.get(SCORE_DROP, -math.inf) + self.margin)
         if not broke(trial.constraints) and trial.values is not None and all(map(math.isfinite, trial.values)):
             return (trial.values[0], trial.values[1]), worst, careful
         return (None, worst, careful) if worst > 0 or trial.state == TrialState.RUNNING else None

@@ -159,8 +159,8 @@ class StudyLoop:
         self._sync()
         running = self.study.running(but=asked.number)
         known = None if asked.outside else self.known.get(asked.policy.key())
-        own = asked.source.startswith(("preset:", "control:"))
-        kept = 0 if own else self.study.waiting_presets()  # one that a dead worker held comes late, and is measured in any case
+        # A preset that a dead worker held comes late, and is measured in any case.
+        kept = 0 if record.preset else self.study.waiting_presets()
         if self._spent() + len(running) + kept >= self.settings.budget.trials:
             self._leave(asked, back=True)
         elif asked.error is not None:
@@ -168,7 +168,7 @@ class StudyLoop:
         elif known is not None:
             self._repeat(asked, record, known)
         elif asked.policy.key() in running.values():
-            self._leave(asked, back=own)
+            self._leave(asked, back=bool(record.preset))
         else:
             self._measure(asked, record, began)
 

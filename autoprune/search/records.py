@@ -77,6 +77,12 @@ class Measurement:
         return Measurement(**(values | {"metrics": metrics}))
 
 
+def preset_of(source: str) -> str:
+    """Returns the name of the preset or control that a trial of this source is, empty for searched trials."""
+    kind, _, name = source.partition(":")
+    return name if kind in ("preset", "control") else ""
+
+
 @dataclass(frozen=True)
 class TrialRecord:
     """One evaluated policy of a study.
@@ -108,8 +114,7 @@ class TrialRecord:
     @property
     def preset(self) -> str:
         """Returns the name of the preset or control, empty for searched trials."""
-        kind, _, name = self.source.partition(":")
-        return name if kind in ("preset", "control") else ""
+        return preset_of(self.source)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from autoprune.policy import Policy
 from autoprune.search.faults import VALUES, VIOLATION, Fault, broke
 from autoprune.search.front import objectives
 from autoprune.search.presence import Presence, Worker
-from autoprune.search.records import Measurement, TrialRecord
+from autoprune.search.records import Measurement, TrialRecord, preset_of
 from autoprune.search.space import Preset, SearchSpace, Vector
 from autoprune.search.storage import PatientStorage
 from autoprune.search.study_board import StudyBoard
@@ -110,7 +110,7 @@ class SharedStudy:
 
     def waiting_presets(self) -> int:
         """Returns how many presets and controls wait, those taken from dead workers too."""
-        return sum(source_of(trial).startswith(("preset:", "control:")) for trial in self._in(TrialState.WAITING))
+        return sum(bool(preset_of(source_of(trial))) for trial in self._in(TrialState.WAITING))
 
     def vectors(self, numbers: Iterable[int]) -> dict[int, Vector]:
         """Returns the vectors of the trials with these numbers, without those outside the space."""
@@ -214,8 +214,8 @@ class SharedStudy:
         if not any(other.user_attrs.get(RETRY_OF) == trial.number for other in self._trials):
             if POLICY in trial.user_attrs:
                 self._enqueue_outside(trial.user_attrs[POLICY], attributes)
-            elif self._vector(trial):
-                self._study.enqueue_trial(self._vector(trial), user_attrs=attributes)
+            elif vector := self._vector(trial):
+                self._study.enqueue_trial(vector, user_attrs=attributes)
         self._study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
     def _enqueue_outside(self, policy: str, attributes: Mapping[str, object]) -> None:
