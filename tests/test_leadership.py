@@ -28,10 +28,10 @@ def backbone():  # noqa: ANN201
 
 
 class Waiting(FormulaEvaluator):
-    """Evaluates nothing after its tenth policy until the gate opens, and says when it is there."""
+    """Fails at its third policy, evaluates nothing after its tenth until the gate opens, and says when it is there."""
 
     def __init__(self, gate: Path) -> None:
-        super().__init__(6)
+        super().__init__(6, fail_at=(3,))
         self._gate = gate
 
     def evaluate(self, policy: Policy, *, stop: Stop) -> Evaluation:
@@ -88,6 +88,11 @@ def test_when_the_leader_is_killed_another_worker_leads_to_the_end(tmp_path: Pat
     late = FormulaEvaluator(6)
     assert search(config, backbone, late, crew=Crew(0, "token", shared=True)) is None and not late.asked, "it is over"
     assert search(config, backbone, late, crew=Crew(0, "other", shared=True)).trials == result.trials
+    (failed,) = [trial.policy.key() for trial in result.trials if trial.state == "failed"]
+    assert failed not in evaluator.asked, "it was the leader before that tried it, in this run"
+    more = replace(config, budget=replace(config.budget, trials=21))
+    search(more, backbone, late, crew=Crew(0, "another", shared=True))
+    assert late.asked == [failed], "another run tries it again"
 
 
 def test_help_without_anybody_to_help_is_one_sentence(tmp_path: Path, backbone, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ANN001

@@ -13,6 +13,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from formula_study import SPACES, FormulaEvaluator, search, settings
 from PIL import Image, ImageSequence
@@ -24,13 +25,16 @@ from autoprune.backbones.star_schedules import FRAMES_PER_SECOND
 from autoprune.errors import UserError
 from autoprune.policy import Policy
 from autoprune.search.evaluation import Evaluation, Stop
+from autoprune.search.neighbour import random_vector
 from autoprune.search.progress import NullProgress
 from autoprune.search.prompt_files import read_prompts
 from autoprune.search.records import StudyResult, TrialRecord
 from autoprune.search.report import write_report
 from autoprune.search.settings import BudgetSettings, LatencySettings, QualitySettings, SamplerSettings, StudySettings
+from autoprune.search.shared_study import SharedStudy
 from autoprune.search.space import SearchSpace, Target, space_for
 from autoprune.search.space_file import read_space
+from autoprune.search.storage import open_storage
 from autoprune.search.study import run_study
 from autoprune.search.tables import metric_tables, result_table
 from autoprune.search.tracking import NullTracker
@@ -170,6 +174,21 @@ def test_the_budget_may_grow_on_resume_and_the_clock_ends_a_search(tmp_path: Pat
     assert len(evaluated(search(settings(tmp_path, trials=15), backbone, FormulaEvaluator(6)))) == 15
     short = replace(settings(tmp_path / "b"), budget=BudgetSettings(trials=50, minutes=1e-6, front=2))
     assert all(trial.preset for trial in search(short, backbone, FormulaEvaluator(6)).trials), "presets are always measured"
+
+
+def test_a_preset_that_waits_late_keeps_its_place_in_the_budget(tmp_path: Path, backbone) -> None:  # noqa: ANN001
+    config = settings(tmp_path, trials=24, sampler="random")
+    result = search(config, backbone, FormulaEvaluator(6, fail_at=(2,)))
+    (failed,) = [trial for trial in result.trials if trial.state == "failed"]
+    space = space_for(config.space, backbone)
+    study = SharedStudy(open_storage(config.storage, config.folder), name=config.name, space=space)
+    vector = random_vector(space, np.random.default_rng(99))
+    study.enqueue(vector, "neighbour")  # before the preset, which the next run queues again
+    evaluator = FormulaEvaluator(6)
+    search(replace(config, budget=replace(config.budget, trials=25)), backbone, evaluator)
+    assert failed.preset and evaluator.asked == [failed.policy.key()]
+    search(replace(config, budget=replace(config.budget, trials=26)), backbone, evaluator)
+    assert evaluator.asked[1:] == [space.policy(vector).key()], "what gave way was not lost"
 
 
 def test_exported_numbers_are_held_out_ones_and_every_file_reads_back(tmp_path: Path, backbone) -> None:  # noqa: ANN001

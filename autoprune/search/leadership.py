@@ -134,11 +134,13 @@ class Leadership:
         raise UserError(f"this study is led by {who}; wait for it, set study.name, or help it with join=true.")
 
     def _open(self) -> None:
+        """Takes what the leader before left. A run that is taken over has its presets: one that failed is not tried again."""
+        self.study.sync()
         run = self.study.board.run()
         if self.study.board.identity() is None:
             self.study.board.set_identity(self.folder.identity)
         if self.reclaim():
             self.study.sync()
-        self.study.enqueue_presets(self._presets)
         if not (run.is_open and self.crew.token and run.token == self.crew.token):
+            self.study.enqueue_presets(self._presets)
             self.study.board.set_run(Run(run.number + 1, True, time.time(), self.crew.token))

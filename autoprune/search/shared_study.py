@@ -183,7 +183,8 @@ class SharedStudy:
         self._again(self._study.get_trials(deepcopy=False)[asked.number], attempts=0)
 
     def reclaim(self, presence: Presence) -> list[str]:
-        """Takes the trials of dead workers back and returns a sentence for each. Only the leader may.
+        """Takes the trials of dead workers back and returns a sentence for each; if there are any, `sync` again. Only the
+        leader may.
 
         What was told but not finished is finished; else it is queued again, after MOST_RETRIES times recorded as failed.
         """
@@ -191,10 +192,12 @@ class SharedStudy:
         if gone:
             self.sync()  # what they told last may be newer than what was read before
         said = []
-        for trial in [trial for trial in self._in(TrialState.RUNNING) if trial.number in gone]:
+        for trial in [trial for trial in self._trials if trial.number in gone]:
             token = trial.user_attrs.get(WORKER)
             who, attempt = presence.label(token), trial.user_attrs.get(ATTEMPT, 0)
-            if RECORD in trial.user_attrs:
+            if trial.state.is_finished():
+                said.append(f"trial {trial.number}: its worker {who} is gone, and was done with it.")
+            elif RECORD in trial.user_attrs:
                 self._finish(trial.number, record_of(trial), outside=POLICY in trial.user_attrs)
                 said.append(f"trial {trial.number}: its worker {who} is gone; its result was there.")
             elif attempt >= MOST_RETRIES:
