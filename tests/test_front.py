@@ -1,11 +1,21 @@
 """Fronts and hypervolume against brute force."""
 
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
+from formula_study import SPACES
 
-from autoprune.policy import Policy
+from autoprune.policy import Policy, ScalePruning
+from autoprune.search.folder import StudyFolder
 from autoprune.search.front import hypervolume, hypervolume_history, most_valuable, non_dominated, objectives, search_front
-from autoprune.search.records import Measurement, TrialRecord
+from autoprune.search.prompt_files import PromptFile, TextPrompt
+from autoprune.search.records import Measurement, StudyResult, TrialRecord
+from autoprune.search.settings import BudgetSettings, QualitySettings, StudySettings
+from autoprune.search.space_file import read_space
+from autoprune.search.validation import validate_front
 
 SCHEDULE = ((1, 1, 1), (1, 2, 2), (1, 4, 4))
 
@@ -93,8 +103,54 @@ def test_search_front_leaves_out_what_must_not_be_exported() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 9])
-def test_most_valuable_are_the_fastest_and_the_greedy_choice_by_added_area(count: int) -> None:
+def test_most_valuable_are_the_greedy_choice_by_added_area(count: int) -> None:
     points = [(0.2, 0.4), (0.21, 0.399), (0.49, 0.101), (0.5, 0.1), (0.9, 0.01)]
     trials = [record(index, latency, loss) for index, (latency, loss) in enumerate(points)]
-    chosen = [trial.number for trial in most_valuable(trials, count)]
-    assert chosen == {0: [], 1: [0], 2: [0, 2], 3: [0, 2, 4], 9: [0, 1, 2, 3, 4]}[count]
+    chosen = [trial.number for trial in most_valuable(trials, count, chosen=[])]
+    assert chosen == {0: [], 1: [2], 2: [2, 0], 3: [2, 0, 4], 9: [2, 0, 4, 1, 3]}[count]
+    beside = [trial.number for trial in most_valuable(trials, count, chosen=[trials[3]])]
+    assert beside == {0: [3], 1: [3], 2: [3, 0], 3: [3, 0, 4], 9: [3, 0, 4, 2, 1]}[count]
+
+
+class Asked:
+    """An evaluator that notes which policies are to be measured again, and measures none."""
+
+    def validate(self, policies: Mapping[str, Policy], *, step: Callable[[], bool]) -> dict[str, Measurement]:
+        self.keys = list(policies)
+        return {}
+
+
+@pytest.mark.parametrize("name, chosen", [("scenes", [0, 2, 4, 6, 5, 3]), ("fidelity", [3, 5, 7, 8])])
+def test_what_is_measured_again_are_the_fastest_of_ever_smaller_drops_and_the_most_valuable(
+    tmp_path: Path, name: str, chosen: list[int]
+) -> None:
+    points = [  # latency, loss, score drop; the budget is 0.12
+        (0.30, 0.40, 0.11),
+        (0.32, 0.35, 0.09),
+        (0.40, 0.38, 0.05),
+        (0.42, 0.25, 0.04),
+        (0.45, 0.37, 0.025),
+        (0.50, 0.15, 0.01),
+        (0.55, 0.36, -0.01),
+        (0.70, 0.10, 0.07),
+        (0.90, 0.01, 0.0),
+        (0.80, 0.50, -0.05),
+    ]
+    trials = [record(index, *point[:2]) for index, point in enumerate(points)]
+    trials = [
+        replace(
+            trial,
+            policy=Policy("tiny", 6, SCHEDULE, {2: ScalePruning((1 + trial.number) / 16, 0)}),
+            measurement=replace(trial.measurement, score_drop=point[2] if name == "scenes" else None),
+            feasible=name == "scenes" or point[1] <= 0.32,
+        )
+        for trial, point in zip(trials, points, strict=True)
+    ]
+    twin = replace(trials[2], number=10, source="preset:twin")
+    space = read_space(SPACES / "skip.yaml")
+    own = None if name == "scenes" else PromptFile("own", tuple(TextPrompt(f"prompt {index}") for index in range(999)))
+    quality = QualitySettings(name=name)
+    config = StudySettings(tmp_path, "x", space, budget=BudgetSettings(front=6), quality=quality, prompts=own)
+    result, asked = StudyResult("tiny", "skip", {}, None, (*trials, twin), (), tmp_path, {}), Asked()
+    validate_front(result, settings=config, folder=StudyFolder(tmp_path, {}), evaluator=asked, step=lambda: True)
+    assert asked.keys[: len(chosen)] == [trials[number].policy.key() for number in chosen]

@@ -71,13 +71,12 @@ def may_lead(trial: TrialRecord) -> bool:
     return counts and not trial.policy.is_dense() and trial.measurement.speed_up > 1
 
 
-def most_valuable(trials: Sequence[TrialRecord], count: int) -> list[TrialRecord]:
-    """Returns at most `count` members of a front in the order given: the fastest, which comes first, and those picked greedily
-    by the hypervolume they add."""
-    chosen = list(trials[: min(count, 1)])
-    reference = reference_of(objectives(trial.measurement) for trial in trials)
-    while len(chosen) < min(count, len(trials)):
-        taken = [objectives(trial.measurement) for trial in chosen]
-        rest = [trial for trial in trials if trial not in chosen]
-        chosen.append(max(rest, key=lambda trial: hypervolume([*taken, objectives(trial.measurement)], reference)))
-    return [trial for trial in trials if trial in chosen]
+def most_valuable(trials: Iterable[TrialRecord], count: int, *, chosen: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Returns `count` trials, or all there are: those chosen already and those picked greedily by the hypervolume they add."""
+    picked, rest = list(chosen), [trial for trial in trials if trial not in chosen]
+    reference = reference_of(objectives(trial.measurement) for trial in [*picked, *rest])
+    while rest and len(picked) < count:
+        taken = [objectives(trial.measurement) for trial in picked]
+        picked.append(max(rest, key=lambda trial: hypervolume([*taken, objectives(trial.measurement)], reference)))
+        rest.remove(picked[-1])
+    return picked

@@ -4,6 +4,8 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from autoprune.policy import Policy
 from autoprune.search.evaluation import Evaluator
 from autoprune.search.export import export_policy, measured_fields, remove_policies
@@ -90,15 +92,18 @@ def _shown(trials: Sequence[TrialRecord], settings: StudySettings) -> list[Trial
 
 
 def _candidates(trials: Sequence[TrialRecord], settings: StudySettings) -> list[TrialRecord]:
-    """Returns what is worth measuring again: half from the front, the rest from that of careful trials (`careful_drop`).
-
-    The search's few prompts flatter its fastest policies; the second half is there for when those fail.
+    """Returns what is worth measuring again: the fastest of all; for half of the places the fastest that leave half of a
+    score budget, more, all of it, as the search's few prompts flatter who uses it up; else what adds most hypervolume to
+    these without the careless.
     """
-    count = settings.budget.front
-    careful = [trial for trial in trials if trial.measurement and trial.measurement.drop <= settings.quality.careful_drop]
-    chosen = most_valuable(search_front(trials), -(-count // 2))
-    others = [trial for trial in search_front(careful) if trial not in chosen]
-    return chosen + most_valuable(others, count - len(chosen))
+    count, quality = settings.budget.front, settings.quality
+    careful = [trial for trial in trials if may_lead(trial) and trial.measurement.drop <= quality.careful_drop]
+    chosen = search_front(trials)[:count][:1]
+    for limit in np.linspace(quality.careful_drop, 0, count // 2 if quality.margin else 0):
+        keys = {trial.policy.key() for trial in chosen}
+        safe = [trial for trial in careful if trial.measurement.drop <= limit and trial.policy.key() not in keys]
+        chosen += sorted(safe, key=lambda trial: objectives(trial.measurement))[:1]
+    return most_valuable(search_front(careful), count, chosen=chosen)
 
 
 def _survives(trial: TrialRecord, held_out: Mapping[int, Measurement], settings: StudySettings) -> bool:
