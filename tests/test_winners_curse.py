@@ -149,7 +149,7 @@ def test_exported_intervals_cover_the_truth_and_the_searchs_do_not(studies: tupl
         f"\nloss intervals cover the truth: held out {held_out:.1%}, search {search:.1%}; search losses {optimism:.1%} "
         f"and drops {100 * drop_optimism:.1f} points too low"
     )
-    assert held_out >= 0.9 and search < 0.85 and optimism > 0.02 and drop_optimism > 0.02
+    assert held_out >= 0.9 and search < 0.8 and optimism > 0.03 and drop_optimism > 0.02
     assert share([entry.speed_up_covered for entry in exported]) >= 0.9
     assert share([entry.drop_covered for entry in exported]) >= 0.9
 

@@ -72,8 +72,8 @@ def may_lead(trial: TrialRecord) -> bool:
 
 
 def most_valuable(trials: Iterable[TrialRecord], count: int, *, chosen: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Returns `count` trials, or all there are: those chosen already and those picked greedily by the hypervolume they add."""
-    picked, rest = list(chosen), [trial for trial in trials if trial not in chosen]
+    """Returns `count` trials, or all there are: those chosen already, and others picked greedily by hypervolume they add."""
+    picked, rest = list(chosen), list(trials)
     reference = reference_of(objectives(trial.measurement) for trial in [*picked, *rest])
     while rest and len(picked) < count:
         taken = [objectives(trial.measurement) for trial in picked]

@@ -137,7 +137,7 @@ class QualitySettings:
 @dataclass(frozen=True)
 class BudgetSettings:
     """`trials` counts evaluated policies, dense and presets included. The search phase stops early enough for the
-    whole study to end within `minutes` of wall clock (None: no limit). `front` members at most are validated."""
+    whole study to end within `minutes` of wall clock (None: no limit). `front` trials at most are validated beside presets."""
 
     trials: int = 240
     minutes: float | None = 5.5

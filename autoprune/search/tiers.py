@@ -1,7 +1,7 @@
 """How the exported tiers are chosen from the validated members: each is the fastest that is shown to keep its promise.
 
 A promise counts as kept when the member's own 95 % interval on held-out prompts lies within the limits: 200 simulated
-studies export no policy that breaks its own (tests/test_winners_curse.py). Holm's correction over all members would cost
+studies export two policies that break theirs (tests/test_winners_curse.py). Holm's correction over all members would cost
 speed; its p-values are reported beside.
 """
 

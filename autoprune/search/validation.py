@@ -33,8 +33,7 @@ def validate_front(
     `step` is called after each round and says whether there is time for another.
     """
     shown = _shown(result.trials, settings)
-    chosen = _candidates(result.trials, settings)
-    chosen += [trial for trial in shown if may_lead(trial) and trial not in chosen]
+    chosen = _candidates(result.trials, shown, settings)
     policies = {trial.policy.key(): trial.policy for trial in [*chosen, *shown]}
     measured = evaluator.validate(policies, step=step) if policies else {}
     remove_policies(folder)
@@ -91,19 +90,25 @@ def _shown(trials: Sequence[TrialRecord], settings: StudySettings) -> list[Trial
     return [trial for trial in presets if trial.measurement and (trial in best or trial.preset == first)]
 
 
-def _candidates(trials: Sequence[TrialRecord], settings: StudySettings) -> list[TrialRecord]:
-    """Returns what is worth measuring again: the fastest of all; for half of the places the fastest that leave half of a
-    score budget, more, all of it, as the search's few prompts flatter who uses it up; else what adds most hypervolume to
-    these without the careless.
+def _candidates(trials: Sequence[TrialRecord], beside: Sequence[TrialRecord], settings: StudySettings) -> list[TrialRecord]:
+    """Returns what is worth measuring again, and what is measured `beside` it in any case.
+
+    Half are the fastest that leave a quarter of a score budget, more, and all of it, as the search's few prompts flatter who
+    uses it up (without scores the fastest alone); the rest adds most hypervolume among trials that leave half of it.
     """
     count, quality = settings.budget.front, settings.quality
-    careful = [trial for trial in trials if may_lead(trial) and trial.measurement.drop <= quality.careful_drop]
-    chosen = search_front(trials)[:count][:1]
-    for limit in np.linspace(quality.careful_drop, 0, count // 2 if quality.margin else 0):
-        keys = {trial.policy.key() for trial in chosen}
-        safe = [trial for trial in careful if trial.measurement.drop <= limit and trial.policy.key() not in keys]
-        chosen += sorted(safe, key=lambda trial: objectives(trial.measurement))[:1]
-    return most_valuable(search_front(careful), count, chosen=chosen)
+    leading = sorted(filter(may_lead, trials), key=lambda trial: objectives(trial.measurement))
+    limits = np.linspace(0.75 * quality.max_drop, 0, -(-count // 2)) if quality.margin else [quality.max_drop]
+    chosen = [trial for trial in beside if may_lead(trial)]
+    most = len(chosen) + count
+
+    def is_new(trial: TrialRecord) -> bool:
+        return trial.policy.key() not in {other.policy.key() for other in chosen}
+
+    for limit in limits:
+        chosen += [trial for trial in leading if trial.measurement.drop <= limit and is_new(trial)][:1]
+    careful = [trial for trial in leading if trial.measurement.drop <= quality.careful_drop]
+    return most_valuable(filter(is_new, search_front(careful)), most, chosen=chosen)
 
 
 def _survives(trial: TrialRecord, held_out: Mapping[int, Measurement], settings: StudySettings) -> bool:
