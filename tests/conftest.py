@@ -1,12 +1,14 @@
-"""Test helpers beside the tests are importable by name."""
+"""Test helpers beside the tests are importable by name; Ctrl-C is heard by tests and by what they start."""
 
 import importlib.util
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start what runs in the background deaf to it
 
 
 @pytest.fixture(scope="module")

@@ -65,7 +65,6 @@ class Slow(FormulaEvaluator):
 
 
 def _work(folder: str, gate: str, results) -> None:  # noqa: ANN001
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # the shell of some machines starts children deaf to it
     result = search(settings(Path(folder)), load_backbone("tiny", weights="random"), Slow(Path(gate)))
     evaluated = [trial.policy.key() for trial in result.trials if trial.preset != "dense" and "same policy" not in trial.note]
     results.put((result.interrupted, evaluated))

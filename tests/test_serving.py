@@ -233,7 +233,6 @@ def test_ctrl_c_and_errors_of_observers_prompts_and_encoders_leave_nothing_behin
     backbone, job = built("tiny"), jobs()[1]
     policy = policy_of(backbone, **ALL[job.policy])
     broken = replace(backbone, text_encoder=lambda prompts: raising(OSError)())
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start what runs in the background deaf to it
     cases = [
         (backbone, "a ring", Watching(3, lambda: signal.raise_signal(signal.SIGINT)), KeyboardInterrupt),
         (backbone, "a ring", Watching(5, raising(MemoryError)), MemoryError),
