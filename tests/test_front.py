@@ -136,21 +136,17 @@ def test_what_is_measured_again_are_the_fastest_of_ever_smaller_drops_and_the_mo
         (0.90, 0.01, 0.0),
         (0.80, 0.50, -0.05),
     ]
-    trials = [record(index, *point[:2]) for index, point in enumerate(points)]
-    trials = [
-        replace(
-            trial,
-            policy=Policy("tiny", 6, SCHEDULE, {2: ScalePruning((1 + trial.number) / 16, 0)}),
-            measurement=replace(trial.measurement, score_drop=point[2] if name == "scenes" else None),
-            feasible=name == "scenes" or point[1] <= 0.32,
-        )
-        for trial, point in zip(trials, points, strict=True)
-    ]
-    shown = [replace(trials[number], source=f"preset:{number}") for number in (2, 7)]
-    trials[2], trials[7] = shown
+    trials, scored = [], name == "scenes"
+    for index, (latency, loss, drop) in enumerate(points):
+        trial = record(index, latency, loss, feasible=scored or loss <= 0.32)
+        measurement = replace(trial.measurement, score_drop=drop if scored else None)
+        policy = Policy("tiny", 6, SCHEDULE, {2: ScalePruning((1 + index) / 16, 0)})
+        trials.append(replace(trial, policy=policy, measurement=measurement))
+    for number in (2, 7):
+        trials[number] = replace(trials[number], source=f"preset:{number}")
     twin = replace(trials[2], number=10, source="sampler")
     space = read_space(SPACES / "skip.yaml")
-    own = None if name == "scenes" else PromptFile("own", tuple(TextPrompt(f"prompt {index}") for index in range(999)))
+    own = None if scored else PromptFile("own", tuple(TextPrompt(f"prompt {index}") for index in range(999)))
     quality = QualitySettings(name=name)
     config = StudySettings(tmp_path, "x", space, budget=BudgetSettings(front=4), quality=quality, prompts=own)
     result, asked = StudyResult("tiny", "skip", {}, None, (*trials, twin), (), tmp_path, {}), Asked()

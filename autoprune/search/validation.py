@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 
@@ -99,16 +100,14 @@ def _candidates(trials: Sequence[TrialRecord], beside: Sequence[TrialRecord], se
     count, quality = settings.budget.front, settings.quality
     leading = sorted(filter(may_lead, trials), key=lambda trial: objectives(trial.measurement))
     limits = np.linspace(0.75 * quality.max_drop, 0, -(-count // 2)) if quality.margin else [quality.max_drop]
-    chosen = [trial for trial in beside if may_lead(trial)]
+    chosen = {trial.policy.key(): trial for trial in beside if may_lead(trial)}
     most = len(chosen) + count
-
-    def is_new(trial: TrialRecord) -> bool:
-        return trial.policy.key() not in {other.policy.key() for other in chosen}
-
     for limit in limits:
-        chosen += [trial for trial in leading if trial.measurement.drop <= limit and is_new(trial)][:1]
+        fits = (trial for trial in leading if trial.measurement.drop <= limit and trial.policy.key() not in chosen)
+        chosen |= {trial.policy.key(): trial for trial in islice(fits, 1)}
     careful = [trial for trial in leading if trial.measurement.drop <= quality.careful_drop]
-    return most_valuable(filter(is_new, search_front(careful)), most, chosen=chosen)
+    others = [trial for trial in search_front(careful) if trial.policy.key() not in chosen]
+    return most_valuable(others, most, chosen=list(chosen.values()))
 
 
 def _survives(trial: TrialRecord, held_out: Mapping[int, Measurement], settings: StudySettings) -> bool:
